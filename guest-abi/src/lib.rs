@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest interface of Isthmus as data.
+//!
+//! It is the Xen PVH interface at version 4.17: hypercall numbers, shared structures and rings,
+//! each with its size and offsets asserted at compile time. The crate holds no policy and no
+//! code that touches hardware, so the hypervisor, the control domain's tools and anybody's guest
+//! kernel use the same definitions.
+#![no_std]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod errno;
+pub mod frame;
+pub mod ids;
+pub mod num;
+pub mod wire;
+
+pub use errno::Errno;
+pub use frame::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
+pub use ids::{DomId, EvtchnPort, GrantRef, VcpuId};
+pub use wire::Wire;

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The seam between the logic and the CPU: what VT-x and SVM have in common.
+//!
+//! One [`VcpuHw`] is one vCPU's VMCS or VMCB. Everything above it is written once. The trait is
+//! used through `dyn`, because an indirect call costs two instructions and buys one copy of the
+//! vCPU loop. [`Machine`] is the rest of the hardware.
+
+use crate::addr::{Hpa, Mfn, Ticks};
+use crate::exit::Exit;
+use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
+
+/// One vCPU's hardware state.
+///
+/// The registers in [`GuestRegs`] are the caller's; RIP, RSP, RFLAGS, segments and control
+/// registers live in the VMCS or VMCB and are read and written one at a time, since each read can
+/// cost a VMREAD.
+pub trait VcpuHw: Send {
+    /// Enters the guest until something needs a decision.
+    ///
+    /// An event that the CPU was delivering when it exited is kept and delivered again at the
+    /// next entry. Returns [`Exit::Deadline`] once the host's TSC passes `deadline`, sooner or
+    /// with another exit at any time.
+    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit;
+
+    /// Loads this vCPU's state that entries and exits do not switch (FPU, debug registers, MSRs
+    /// without a field) into the CPU. Called when the vCPU is scheduled in.
+    fn load(&mut self);
+    /// Saves what [`VcpuHw::load`] loaded. Called when the vCPU is scheduled out.
+    fn save(&mut self);
+
+    /// The instruction pointer.
+    fn rip(&self) -> u64;
+    /// Sets the instruction pointer.
+    fn set_rip(&mut self, rip: u64);
+    /// The address behind the instruction that exited, where the CPU tells it.
+    fn next_rip(&self) -> Option<u64>;
+    /// Ends the one-instruction interrupt shadow of STI and MOV SS; goes with moving RIP.
+    fn clear_interrupt_shadow(&mut self);
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// The current privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+    /// A segment register; CS tells the width of code.
+    fn segment(&self, which: SegmentName) -> Segment;
+    /// What a walk of the guest's page tables depends on.
+    fn paging(&self) -> Paging;
+
+    /// Replaces the whole architectural state except GPRs: PVH entry, INIT, SIPI.
+    fn set_state(&mut self, state: &CpuState);
+    /// The whole architectural state except GPRs, for dumps and `getvcpucontext`.
+    fn state(&self) -> CpuState;
+    /// Sets CR0 to a value that has been checked. The guest reads back exactly this value.
+    fn set_cr0(&mut self, value: u64);
+    /// Sets CR4 to a value that has been checked. The guest reads back exactly this value.
+    fn set_cr4(&mut self, value: u64);
+    /// Sets EFER to a value that has been checked (LMA follows CR0.PG by itself).
+    fn set_efer(&mut self, value: u64);
+    /// EFER as the guest sees it.
+    fn efer(&self) -> u64;
+    /// Writes an MSR that has its own field or is switched lazily; the policy has checked number
+    /// and value. See [`GuestMsr`].
+    fn set_msr(&mut self, msr: GuestMsr, value: u64);
+    /// Reads such an MSR.
+    fn msr(&self, msr: GuestMsr) -> u64;
+    /// Sets XCR0 to a value that has been checked.
+    fn set_xcr0(&mut self, value: u64);
+    /// XCR0 as the guest sees it.
+    fn xcr0(&self) -> u64;
+
+    /// Whether an external interrupt could be delivered at the next entry: RFLAGS.IF is set, no
+    /// shadow, nothing else queued.
+    fn can_inject_interrupt(&self) -> bool;
+    /// Queues an event for the next entry. At most one is queued; exceptions win over what
+    /// is still to be re-delivered.
+    fn inject(&mut self, event: Injection);
+    /// Asks for [`Exit::InterruptWindow`] as soon as an interrupt could be delivered.
+    fn request_window(&mut self, wanted: bool);
+
+    /// Uses the p2m with this root; `generation` is compared with what this pCPU last flushed.
+    fn set_p2m(&mut self, root: Mfn, generation: u64);
+    /// Sets what the guest's TSC is ahead of the host's, in ticks, wrapping.
+    fn set_tsc_offset(&mut self, offset: u64);
+    /// The raw exit reason of the last run, for counters and dumps.
+    fn raw_reason(&self) -> u64;
+}
+
+/// An event to deliver to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injection {
+    /// A maskable interrupt. The caller has checked [`VcpuHw::can_inject_interrupt`].
+    Interrupt {
+        /// The vector.
+        vector: u8,
+    },
+    /// A non-maskable interrupt.
+    Nmi,
+    /// A hardware exception.
+    Exception {
+        /// The vector.
+        vector: u8,
+        /// The error code, where the vector has one.
+        error_code: Option<u32>,
+    },
+}
+
+/// A segment register's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the CPU's own")]
+pub enum SegmentName {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+    Ldtr,
+    Tr,
+}
+
+/// An MSR that a backend keeps for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the CPU's own")]
+pub enum GuestMsr {
+    FsBase,
+    GsBase,
+    KernelGsBase,
+    Star,
+    Lstar,
+    Cstar,
+    Sfmask,
+    SysenterCs,
+    SysenterEsp,
+    SysenterEip,
+    Pat,
+    TscAux,
+}
+
+/// What makes a vCPU: its first hardware state.
+pub struct VcpuConfig {
+    /// The root of its domain's p2m.
+    pub p2m_root: Mfn,
+    /// Port-permission map: bit set = exit. 65536 bits, 8 KiB, owned by the domain.
+    pub io_bitmap: Hpa,
+    /// The domain's address-space tag for the CPU's TLB; never 0.
+    pub tlb_tag: u16,
+    /// The guest's physical-address width in bits.
+    pub phys_bits: u8,
+}
+
+/// The hardware below the vCPUs.
+pub trait Machine: Sync {
+    /// The host's time-stamp counter.
+    fn tsc(&self) -> Ticks;
+    /// The host's answer to CPUID.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// Makes a vCPU's hardware state, or says that memory ran out.
+    fn new_vcpu(&self, config: &VcpuConfig) -> Option<alloc::boxed::Box<dyn VcpuHw>>;
+    /// Drops every cached translation of the p2m with this tag on this pCPU.
+    fn flush_p2m(&self, root: Mfn, tlb_tag: u16);
+    /// Writes bytes to the console as they are.
+    fn console_write(&self, bytes: &[u8]);
+    /// Wakes a pCPU that is idle or runs a guest, so that it looks at its vCPUs' flags.
+    fn kick(&self, pcpu: u32);
+    /// Reads a physical I/O APIC register.
+    fn ioapic_read(&self, ioapic: usize, register: u8) -> u32;
+    /// Writes a physical I/O APIC register.
+    fn ioapic_write(&self, ioapic: usize, register: u8, value: u32);
+    /// Resets the machine; does not return.
+    fn reset(&self) -> !;
+    /// Powers the machine off as far as it can, else halts; `status` reaches the emulator.
+    fn power_off(&self, status: u8) -> !;
+}
+
+/// The four registers that CPUID returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the CPU's own")]
+pub struct CpuidResult {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The logic of the hypervisor.
+//!
+//! Everything here is plain Rust without `unsafe` and builds and tests on the host. It reaches
+//! the hardware only through what it declares itself: [`backend::Machine`] and
+//! [`backend::VcpuHw`] for the CPU, [`mem::PhysMem`] for memory. The bare-metal binary around it
+//! is `main.rs` with `machine/`.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+extern crate alloc;
+
+pub mod addr;
+pub mod backend;
+pub mod exit;
+pub mod mem;
+pub mod vcpu;

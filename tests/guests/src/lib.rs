@@ -1,0 +1,2 @@
+//! What micro-guests share.
+#![no_std]
