@@ -9,10 +9,25 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod console;
+pub mod console_io;
+pub mod cpuid;
 pub mod errno;
+pub mod event_channel;
 pub mod frame;
+pub mod grant_table;
+pub mod hvm;
+pub mod hypercall;
 pub mod ids;
+pub mod memory;
 pub mod num;
+pub mod physdev;
+pub mod platform;
+pub mod pvh;
+pub mod sched;
+pub mod shared_info;
+pub mod vcpu;
+pub mod version;
 pub mod wire;
 
 pub use errno::Errno;
