@@ -13,6 +13,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod backend;
+pub mod boot;
 pub mod exit;
 pub mod mem;
 pub mod vcpu;
