@@ -14,4 +14,5 @@
 //! Start with [`machine_map`] for the layout of memory and [`module`] for the input.
 
 pub mod cmdline;
+pub mod elf;
 pub mod module;
