@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How the machine ends when the hypervisor decides it.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use super::super::cpu;
+
+/// A guest shut down in order.
+pub(crate) const STATUS_POWEROFF: u8 = 0;
+/// A guest crashed.
+pub(crate) const STATUS_CRASH: u8 = 3;
+/// The hypervisor could not start what it was given.
+pub(crate) const STATUS_BOOT_FAILED: u8 = 4;
+/// The hypervisor's own invariants broke.
+pub(crate) const STATUS_PANIC: u8 = 5;
+
+/// How an exit status leaves the machine (`exit=`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitPort {
+    /// Nothing but the log; the machine halts.
+    None = 0,
+    /// QEMU's isa-debug-exit device at port 0xf4.
+    Qemu = 1,
+    /// Bochs' shutdown port.
+    Bochs = 2,
+}
+
+static EXIT_PORT: AtomicU8 = AtomicU8::new(ExitPort::None as u8);
+
+/// Chooses how [`exit`] ends the machine.
+pub(crate) fn set_exit_port(port: ExitPort) {
+    EXIT_PORT.store(port as u8, Ordering::Relaxed);
+}
+
+/// Says why the hypervisor cannot go on, and ends.
+pub(crate) fn fail(why: fmt::Arguments<'_>) -> ! {
+    log::error!("cannot start: {why}");
+    exit(STATUS_BOOT_FAILED)
+}
+
+/// Ends the machine with a status for the emulator.
+pub(crate) fn exit(status: u8) -> ! {
+    log::info!("machine exit status={status}");
+    let port = EXIT_PORT.load(Ordering::Relaxed);
+    if port == ExitPort::Qemu as u8 {
+        // SAFETY: without the device the port is unclaimed; with it the machine ends.
+        unsafe { cpu::outb(0xf4, status) };
+    } else if port == ExitPort::Bochs as u8 {
+        for byte in b"Shutdown" {
+            // SAFETY: as above.
+            unsafe { cpu::outb(0x8900, *byte) };
+        }
+    }
+    cpu::halt()
+}
+
+/// Resets the machine: chipset register, keyboard controller, then a triple fault.
+pub(crate) fn reset() -> ! {
+    log::info!("resetting the machine");
+    // SAFETY: the reset is what is wanted.
+    unsafe { cpu::outb(0xcf9, 0x02) };
+    // SAFETY: as above.
+    unsafe { cpu::outb(0xcf9, 0x06) };
+    for _ in 0..1_000_000 {
+        core::hint::spin_loop();
+    }
+    // SAFETY: as above.
+    unsafe { cpu::outb(0x64, 0xfe) };
+    for _ in 0..1_000_000 {
+        core::hint::spin_loop();
+    }
+    super::super::traps::triple_fault()
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One function per instruction that the `x86_64` crate does not wrap, or wraps as safe.
+
+use core::arch::{asm, x86_64::__cpuid_count};
+
+use hypervisor::addr::{Hpa, Ticks};
+use hypervisor::backend::CpuidResult;
+
+/// The numbers of the MSRs that the machine layer uses.
+///
+/// Source: Intel SDM vol. 4, Model-Specific Registers; AMD APM vol. 2, appendix A.
+pub(crate) mod msr {
+    pub(crate) const APIC_BASE: u32 = 0x1b;
+    pub(crate) const EFER: u32 = 0xc000_0080;
+    pub(crate) const STAR: u32 = 0xc000_0081;
+    pub(crate) const LSTAR: u32 = 0xc000_0082;
+    pub(crate) const CSTAR: u32 = 0xc000_0083;
+    pub(crate) const SFMASK: u32 = 0xc000_0084;
+    pub(crate) const FS_BASE: u32 = 0xc000_0100;
+    pub(crate) const GS_BASE: u32 = 0xc000_0101;
+    pub(crate) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub(crate) const TSC_AUX: u32 = 0xc000_0103;
+    pub(crate) const PAT: u32 = 0x277;
+}
+
+/// Reads a model-specific register.
+///
+/// # Safety
+/// The CPU has this register; reading another one raises #GP, which is fatal here.
+#[inline]
+pub(crate) unsafe fn rdmsr(number: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller vouches for the register; RDMSR touches nothing else.
+    unsafe {
+        asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes a model-specific register.
+///
+/// # Safety
+/// The CPU has this register, accepts the value, and the value breaks nothing that Rust code
+/// relies on (such as GS base, which finds the per-CPU area).
+#[inline]
+pub(crate) unsafe fn wrmsr(number: u32, value: u64) {
+    let (low, high) = (guest_abi::num::low_u32(value), guest_abi::num::high_u32(value));
+    // SAFETY: the caller vouches for register and value.
+    unsafe {
+        asm!("wrmsr", in("ecx") number, in("eax") low, in("edx") high, options(nostack, preserves_flags));
+    }
+}
+
+/// Executes CPUID.
+#[inline]
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    let raw = __cpuid_count(leaf, subleaf);
+    CpuidResult { eax: raw.eax, ebx: raw.ebx, ecx: raw.ecx, edx: raw.edx }
+}
+
+/// Reads the time-stamp counter. Not ordered against other instructions.
+#[inline]
+pub(crate) fn rdtsc() -> Ticks {
+    let (low, high): (u32, u32);
+    // SAFETY: RDTSC reads a counter and is allowed in ring 0 whatever CR4.TSD says.
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    Ticks::new(u64::from(high) << 32 | u64::from(low))
+}
+
+/// Reads a byte from a port.
+///
+/// # Safety
+/// Reading the port has no effect that breaks memory safety.
+#[inline]
+pub(crate) unsafe fn inb(port: u16) -> u8 {
+    let value: u8;
+    // SAFETY: the caller vouches for the port.
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
+    }
+    value
+}
+
+/// Writes a byte to a port.
+///
+/// # Safety
+/// Writing the port has no effect that breaks memory safety (no DMA is started by it).
+#[inline]
+pub(crate) unsafe fn outb(port: u16, value: u8) {
+    // SAFETY: the caller vouches for the port.
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Stops until an interrupt has been taken, then returns with interrupts off.
+///
+/// STI keeps interrupts off for one more instruction, so none is lost before HLT; the handler
+/// returns with interrupts off (see `traps.rs`).
+#[inline]
+pub(crate) fn wait_for_interrupt() {
+    // SAFETY: the IDT is loaded before anything idles, and its handlers preserve all registers.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+}
+
+/// Lets one pending interrupt in, if there is one, then returns with interrupts off.
+#[inline]
+pub(crate) fn take_pending_interrupt() {
+    // SAFETY: as for `wait_for_interrupt`.
+    unsafe { asm!("sti", "nop", "cli", options(nostack)) }
+}
+
+/// Stops for good.
+pub(crate) fn halt() -> ! {
+    loop {
+        // SAFETY: stops the CPU; an NMI that wakes it finds the loop.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
+    }
+}
+
+/// Reads a control register by name.
+macro_rules! read_cr {
+    ($name:ident, $reg:literal) => {
+        /// Reads the control register of that name.
+        #[inline]
+        pub(crate) fn $name() -> u64 {
+            let value: u64;
+            // SAFETY: reading a control register in ring 0 has no side effect.
+            unsafe {
+                asm!(concat!("mov {}, ", $reg), out(reg) value, options(nomem, nostack, preserves_flags));
+            }
+            value
+        }
+    };
+}
+read_cr!(cr0, "cr0");
+read_cr!(cr2, "cr2");
+read_cr!(cr3, "cr3");
+read_cr!(cr4, "cr4");
+
+/// Writes CR2, which only guests use: the hypervisor takes no page faults that it survives.
+#[inline]
+pub(crate) fn set_cr2(value: u64) {
+    // SAFETY: CR2 affects nothing but what a page-fault handler reads.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}
+
+/// Writes CR4.
+///
+/// # Safety
+/// The CPU supports every bit set, and paging stays as the page tables expect it.
+pub(crate) unsafe fn set_cr4(value: u64) {
+    // SAFETY: the caller vouches for the bits.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Writes CR0.
+///
+/// # Safety
+/// PE, PG and WP stay set.
+pub(crate) unsafe fn set_cr0(value: u64) {
+    // SAFETY: the caller keeps paging on.
+    unsafe { asm!("mov cr0, {}", in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Loads CR3.
+///
+/// # Safety
+/// The tables map the code, data and stack in use as before.
+pub(crate) unsafe fn set_cr3(root: Hpa) {
+    // SAFETY: the caller vouches for the tables.
+    unsafe { asm!("mov cr3, {}", in(reg) root.raw(), options(nostack, preserves_flags)) }
+}
+
+/// Writes an extended control register.
+///
+/// # Safety
+/// CR4.OSXSAVE is set and the CPU supports the value.
+#[inline]
+pub(crate) unsafe fn xsetbv(register: u32, value: u64) {
+    let (low, high) = (guest_abi::num::low_u32(value), guest_abi::num::high_u32(value));
+    // SAFETY: the caller vouches for register and value; the hypervisor itself uses no FPU.
+    unsafe {
+        asm!("xsetbv", in("ecx") register, in("eax") low, in("edx") high, options(nomem, nostack, preserves_flags));
+    }
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The bare metal: everything that needs `unsafe`, and nothing that decides.
+//!
+//! Each module owns one piece of hardware. What they rely on is written in the design chapter on
+//! soundness; each block says who made it true. Policy lives in the library, which reaches this
+//! code through [`hypervisor::backend`].
+#![allow(dead_code, reason = "boot is landed in steps; removed with the last of them")]
+#![expect(unsafe_code, reason = "this is the part of the hypervisor that touches hardware")]
+
+pub(crate) mod apic;
+pub(crate) mod boot;
+pub(crate) mod bulk;
+pub(crate) mod clock;
+pub(crate) mod console;
+pub(crate) mod cpu;
+pub(crate) mod heap;
+pub(crate) mod layout;
+pub(crate) mod paging;
+pub(crate) mod panic;
+pub(crate) mod percpu;
+pub(crate) mod traps;

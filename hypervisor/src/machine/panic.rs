@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The end: what is printed when the hypervisor's own invariants break, and what follows.
+//!
+//! The report starts with `PANIC`, gives registers where a trap caused it, and a backtrace of
+//! return addresses as `  #N 0xADDRESS`, which `cargo xtask` turns into functions and lines.
+
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use super::traps::TrapFrame;
+use super::{boot, console, cpu, layout, percpu};
+
+/// What to do after a panic (`panic=`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Policy {
+    Halt = 0,
+    Reboot = 1,
+    Exit = 2,
+}
+
+static POLICY: AtomicU8 = AtomicU8::new(Policy::Exit as u8);
+static PANICKING: AtomicBool = AtomicBool::new(false);
+
+/// Sets what follows a panic.
+pub(crate) fn set_policy(policy: Policy) {
+    POLICY.store(policy as u8, Ordering::Relaxed);
+}
+
+#[panic_handler]
+fn rust_panic(info: &PanicInfo<'_>) -> ! {
+    begin();
+    console::print(format_args!("PANIC: {info}\n"));
+    finish(frame_pointer())
+}
+
+/// A trap that the hypervisor cannot have: prints the registers and ends.
+pub(crate) fn fatal_trap(frame: &TrapFrame, name: &str) -> ! {
+    begin();
+    console::print(format_args!(
+        "PANIC: {name} (vector {}, error code {:#x}) at {:#x}, CR2 {:#x}\n",
+        frame.vector,
+        frame.error_code,
+        frame.rip,
+        cpu::cr2()
+    ));
+    console::print(format_args!("{frame}"));
+    console::print(format_args!("  #0 {:#x}\n", frame.rip));
+    finish(frame.rbp)
+}
+
+fn begin() {
+    if PANICKING.swap(true, Ordering::Relaxed) {
+        // A panic while reporting one: nothing more can be said safely.
+        cpu::halt();
+    }
+    console::break_lock();
+    console::print(format_args!("\n"));
+}
+
+fn finish(frame_pointer: u64) -> ! {
+    if let Some(doing) = percpu::current_activity() {
+        console::print(format_args!("  while {doing}\n"));
+    }
+    backtrace(frame_pointer);
+    let policy = POLICY.load(Ordering::Relaxed);
+    if policy == Policy::Reboot as u8 {
+        boot::power::reset()
+    } else if policy == Policy::Halt as u8 {
+        console::print(format_args!("(isthmus) halted\n"));
+        cpu::halt()
+    } else {
+        boot::power::exit(boot::power::STATUS_PANIC)
+    }
+}
+
+fn frame_pointer() -> u64 {
+    let value: u64;
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) value, options(nomem, nostack, preserves_flags));
+    }
+    value
+}
+
+/// Follows saved frame pointers as long as they stay on a stack of the hypervisor.
+fn backtrace(mut frame_pointer: u64) {
+    const MAX_DEPTH: usize = 32;
+    for depth in 1..=MAX_DEPTH {
+        let on_stack = frame_pointer % 8 == 0
+            && frame_pointer >= layout::boot_stack_guard() + 0x1000
+            && frame_pointer < layout::nmi_stack_top() - 16;
+        if !on_stack || is_guard(frame_pointer) || is_guard(frame_pointer + 8) {
+            return;
+        }
+        let pair = core::ptr::with_exposed_provenance::<[u64; 2]>(guest_abi::num::to_usize(frame_pointer));
+        // SAFETY: the address lies on one of the stacks in the image, outside the guard pages.
+        let [next, return_address] = unsafe { pair.read_volatile() };
+        if return_address == 0 {
+            return;
+        }
+        console::print(format_args!("  #{depth} {return_address:#x}\n"));
+        if next <= frame_pointer {
+            return;
+        }
+        frame_pointer = next;
+    }
+}
+
+fn is_guard(address: u64) -> bool {
+    [layout::boot_stack_guard(), layout::fault_stack_guard(), layout::nmi_stack_guard()]
+        .iter()
+        .any(|guard| (*guard..*guard + 0x1000).contains(&address))
+}

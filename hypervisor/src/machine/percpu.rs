@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What each physical CPU has of its own: descriptor tables, fault stacks, and flags that its
+//! interrupt handlers set.
+//!
+//! The GS base points to it. Every field that a handler touches is an atomic, because a handler
+//! is a second thread of control on the same CPU.
+
+use core::arch::asm;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use guest_abi::num::{low_u8, to_usize};
+
+use super::cpu;
+use super::layout;
+
+pub(crate) const SELECTOR_CODE: u16 = 0x08;
+pub(crate) const SELECTOR_DATA: u16 = 0x10;
+pub(crate) const SELECTOR_TSS: u16 = 0x18;
+/// Stack-table index of the double-fault stack.
+pub(crate) const IST_FAULT: u8 = 1;
+/// Stack-table index of the NMI and machine-check stack.
+pub(crate) const IST_NMI: u8 = 2;
+
+/// No interrupt has been noted.
+const NONE: u32 = u32::MAX;
+
+/// Task-state segment: only the interrupt stack table is used.
+/// Source: Intel SDM vol. 3A, Task Management in 64-bit Mode.
+#[repr(C, packed(4))]
+struct Tss {
+    reserved0: u32,
+    rsp: [u64; 3],
+    reserved1: u64,
+    ist: [u64; 7],
+    reserved2: u64,
+    reserved3: u16,
+    io_map_base: u16,
+}
+const _: () = assert!(size_of::<Tss>() == 104);
+
+/// One physical CPU's area.
+#[repr(C)]
+pub(crate) struct PerCpu {
+    /// Its own address, read through GS.
+    this: u64,
+    /// 0 for the boot CPU.
+    pub(crate) id: u32,
+    taken: AtomicU32,
+    nmi_seen: AtomicBool,
+    activity: AtomicU64,
+    activity_detail: AtomicU64,
+    gdt: [u64; 5],
+    tss: Tss,
+}
+
+static mut BOOT_CPU: PerCpu = PerCpu {
+    this: 0,
+    id: 0,
+    taken: AtomicU32::new(NONE),
+    nmi_seen: AtomicBool::new(false),
+    activity: AtomicU64::new(0),
+    activity_detail: AtomicU64::new(0),
+    gdt: [0; 5],
+    tss: Tss { reserved0: 0, rsp: [0; 3], reserved1: 0, ist: [0; 7], reserved2: 0, reserved3: 0, io_map_base: 104 },
+};
+
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: u64,
+}
+
+/// Sets up the boot CPU's area, descriptor tables and GS base.
+pub(crate) fn init_boot_cpu() {
+    let area = &raw mut BOOT_CPU;
+    // SAFETY: only this CPU runs, and nobody has a reference to the area yet.
+    let area = unsafe { &mut *area };
+    area.this = core::ptr::from_mut(area).expose_provenance() as u64;
+    area.tss.ist[usize::from(IST_FAULT) - 1] = layout::fault_stack_top();
+    area.tss.ist[usize::from(IST_NMI) - 1] = layout::nmi_stack_top();
+    let tss = (&raw const area.tss).addr() as u64;
+    area.gdt = [
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
+        tss >> 32,
+    ];
+    let pointer = TablePointer { limit: 5 * 8 - 1, base: (&raw const area.gdt).addr() as u64 };
+    let this = area.this;
+    // SAFETY: the table holds the code and data descriptors that are in use (same selectors as
+    // the boot table) and lives for ever.
+    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
+    // SAFETY: the selector names the TSS descriptor written above.
+    unsafe { asm!("ltr {0:x}", in(reg) SELECTOR_TSS, options(nostack, preserves_flags)) };
+    // SAFETY: every x86-64 CPU has the MSR; from here on GS finds the area.
+    unsafe { cpu::wrmsr(cpu::msr::GS_BASE, this) };
+}
+
+/// This CPU's area.
+#[inline]
+pub(crate) fn current() -> &'static PerCpu {
+    let address: u64;
+    // SAFETY: GS base was set to the area, whose first word is its own address.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) address, options(nostack, preserves_flags, readonly)) };
+    let area = core::ptr::with_exposed_provenance::<PerCpu>(to_usize(address));
+    // SAFETY: the area lives for ever, and after `init_boot_cpu` it is only shared.
+    unsafe { &*area }
+}
+
+/// Notes an interrupt taken by this CPU's handler.
+pub(crate) fn note_interrupt(vector: u8) {
+    current().taken.store(u32::from(vector), Ordering::Relaxed);
+}
+
+/// The interrupt that the last window let in, if one came.
+pub(crate) fn take_interrupt() -> Option<u8> {
+    match current().taken.swap(NONE, Ordering::Relaxed) {
+        NONE => None,
+        vector => Some(low_u8(u64::from(vector))),
+    }
+}
+
+/// Notes a non-maskable interrupt.
+pub(crate) fn note_nmi() {
+    current().nmi_seen.store(true, Ordering::Relaxed);
+}
+
+/// What a CPU is doing, for the panic report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Activity {
+    Booting = 0,
+    HandlingExit = 1,
+    Idle = 2,
+}
+
+/// Notes what this CPU is doing; `detail` is the domain in the low half, the exit above.
+#[inline]
+pub(crate) fn set_activity(activity: Activity, detail: u64) {
+    let area = current();
+    area.activity.store(activity as u64, Ordering::Relaxed);
+    area.activity_detail.store(detail, Ordering::Relaxed);
+}
+
+/// What this CPU is doing, in words.
+pub(crate) fn current_activity() -> Option<impl fmt::Display> {
+    // Before the boot CPU's area exists there is nothing to read.
+    // SAFETY: every x86-64 CPU has the MSR.
+    if unsafe { cpu::rdmsr(cpu::msr::GS_BASE) } == 0 {
+        return None;
+    }
+    let area = current();
+    let activity = area.activity.load(Ordering::Relaxed);
+    let detail = area.activity_detail.load(Ordering::Relaxed);
+    Some(Doing { cpu: area.id, activity, detail })
+}
+
+struct Doing {
+    cpu: u32,
+    activity: u64,
+    detail: u64,
+}
+
+impl fmt::Display for Doing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, activity, detail } = self;
+        if *activity == Activity::HandlingExit as u64 {
+            write!(f, "CPU {cpu} handled exit {:#x} of d{}", detail >> 32, detail & 0xffff_ffff)
+        } else if *activity == Activity::Idle as u64 {
+            write!(f, "CPU {cpu} was idle")
+        } else {
+            write!(f, "CPU {cpu} was booting")
+        }
+    }
+}
+
+/// The TSS and GDT addresses of this CPU, for the host state of a VMCS.
+pub(crate) fn descriptor_bases() -> (u64, u64) {
+    let area = current();
+    ((&raw const area.gdt).addr() as u64, (&raw const area.tss).addr() as u64)
+}
