@@ -14,6 +14,7 @@ extern crate alloc;
 pub mod addr;
 pub mod backend;
 pub mod boot;
+pub mod evtchn;
 pub mod exit;
 pub mod mem;
 pub mod vcpu;
