@@ -16,5 +16,8 @@ pub mod backend;
 pub mod boot;
 pub mod evtchn;
 pub mod exit;
+pub mod frame;
+pub mod lock;
 pub mod mem;
+pub mod pcpu;
 pub mod vcpu;
