@@ -20,4 +20,6 @@ pub mod frame;
 pub mod lock;
 pub mod mem;
 pub mod pcpu;
+pub mod policy;
+pub mod time;
 pub mod vcpu;
