@@ -7,12 +7,23 @@
 
 mod bundle;
 mod compile;
+mod console;
+#[allow(dead_code, reason = "dom0 is not started yet")]
 mod debian;
+mod doctor;
+#[allow(dead_code, reason = "dom0 is not started yet")]
+mod emulator;
 mod image;
-#[cfg_attr(not(test), expect(dead_code, reason = "the commands that use it are not there yet"))]
+#[allow(dead_code, reason = "dom0 is not started yet")]
+mod interrupt;
+#[allow(dead_code, reason = "dom0 is not started yet")]
 mod kernel;
+mod launch;
+mod loc;
 mod report;
+mod run;
 mod setup;
+mod symbolize;
 mod tool;
 mod workspace;
 
@@ -36,6 +47,14 @@ enum Command {
     Build(compile::Options),
     /// Make what a machine boots from: a BIOS disk image with GRUB, or the bundle for QEMU's `-kernel`
     Image(image::Options),
+    /// Boot the hypervisor in an emulator
+    Run(Box<run::Options>),
+    /// Say what this machine has and lacks, and which emulator would be used and why
+    Doctor,
+    /// Count the hypervisor's lines of code and its unsafe share
+    Loc(loc::Options),
+    /// Turn the backtraces in a log of the hypervisor into functions and lines
+    Symbolize(symbolize::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +62,10 @@ fn main() -> ExitCode {
         Command::Setup => setup::command(),
         Command::Build(options) => compile::command(&options),
         Command::Image(options) => image::command(&options),
+        Command::Run(options) => run::command(&options),
+        Command::Doctor => doctor::command(),
+        Command::Loc(options) => loc::command(&options),
+        Command::Symbolize(options) => symbolize::command(&options),
     };
     outcome.unwrap_or_else(|error| {
         report::error(&error);

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How much code one has to read: lines of the hypervisor and of what it is built from, and the share of `unsafe`.
+//!
+//! A line counts when it holds something other than blanks and comments. Tests do not count: they are files called
+//! `tests.rs` and everything from `#[cfg(test)]` with a module after it to the end of a file, where this project has
+//! them. The unsafe share is that of the files which lie under the hypervisor's `machine` folder, the only ones that
+//! may use it, and beside it the number of `unsafe` blocks and functions.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::workspace;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A sum over files.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+struct Count {
+    files: usize,
+    lines: usize,
+    unsafe_uses: usize,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.lines += other.lines;
+        self.unsafe_uses += other.unsafe_uses;
+    }
+}
+
+/// `xtask loc`.
+pub(crate) fn command(options: &Options) -> Result<ExitCode> {
+    let root = workspace::root();
+    let hypervisor = count_tree(&root.join("hypervisor/src"))?;
+    let machine = count_tree(&root.join("hypervisor/src/machine"))?;
+    let abi = count_tree(&root.join("guest-abi/src"))?;
+    let per_mille = (machine.lines * 1000).checked_div(hypervisor.lines).unwrap_or(0);
+    if options.json {
+        let json = serde_json::json!({
+            "hypervisor": {"files": hypervisor.files, "lines": hypervisor.lines, "unsafe": hypervisor.unsafe_uses},
+            "hypervisor_machine": {"files": machine.files, "lines": machine.lines, "unsafe": machine.unsafe_uses},
+            "guest_abi": {"files": abi.files, "lines": abi.lines, "unsafe": abi.unsafe_uses},
+        });
+        println!("{json}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<40} {:>6} {:>6} {:>7}", "without blanks, comments and tests", "files", "lines", "unsafe");
+    for (name, count) in [
+        ("hypervisor", hypervisor),
+        ("  of it under machine/ (may be unsafe)", machine),
+        ("guest-abi (linked into it)", abi),
+    ] {
+        println!("{name:<40} {:>6} {:>6} {:>7}", count.files, count.lines, count.unsafe_uses);
+    }
+    println!("share of the files that may be unsafe: {}.{} %", per_mille / 10, per_mille % 10);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn count_tree(dir: &Path) -> Result<Count> {
+    let mut sum = Count::default();
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        let extension = path.extension().and_then(|e| e.to_str());
+        if path.is_dir() {
+            if !path.ends_with("tests") {
+                sum.add(count_tree(&path)?);
+            }
+        } else if matches!(extension, Some("rs" | "S")) && !path.ends_with("tests.rs") {
+            sum.add(count(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?));
+        }
+    }
+    Ok(sum)
+}
+
+fn count(source: &str) -> Count {
+    let mut count = Count { files: 1, ..Count::default() };
+    let mut lines = source.lines().map(str::trim).peekable();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" && lines.peek().is_some_and(|next| next.starts_with("mod ") && next.ends_with('{')) {
+            break;
+        }
+        if line.is_empty() || line.starts_with("//") {
+            continue;
+        }
+        count.lines += 1;
+        let code = line.split("//").next().unwrap_or_default();
+        count.unsafe_uses += code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|&w| w == "unsafe").count();
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_blanks_and_tests_do_not_count() {
+        let source = "//! Doc.\n\nfn a() {\n    // SAFETY: unsafe words in comments.\n    unsafe { b() }; // unsafe\n}\n\
+                      #[cfg(test)]\nmod tests {\n    unsafe { }\n}\n";
+        assert_eq!(count(source), Count { files: 1, lines: 3, unsafe_uses: 1 });
+    }
+
+    #[test]
+    fn a_name_with_the_word_in_it_is_not_unsafe() {
+        assert_eq!(count("#![deny(unsafe_code)]\n").unsafe_uses, 0);
+        assert_eq!(count("unsafe fn f();\nunsafe impl Send for X {}\n").unsafe_uses, 2);
+    }
+}

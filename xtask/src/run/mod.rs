@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `xtask run`: the hypervisor in an emulator, with dom0 or with guests alone.
+//!
+//! Everything the machine needs is made first, in the foreground, with its progress on standard error; then the
+//! emulator starts. Exit statuses, beside those of a command in dom0 or of a guest: 124 the time was over, 125 the
+//! hypervisor panicked or the machine ended without a status, 126 dom0 did not reach its shell.
+
+pub(crate) mod guests;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::compile::{self, Profile};
+use crate::console::{End, Log};
+use crate::emulator::{self, Boot, Choice, Emulator, Machine, Running};
+use crate::launch::{Launch, RunDir};
+use crate::setup::{self, Purpose};
+use crate::symbolize::Symbols;
+use crate::{interrupt, report};
+use guests::Guest;
+
+pub(crate) const STATUS_TIMEOUT: u8 = 124;
+pub(crate) const STATUS_NO_VERDICT: u8 = 125;
+/// As a shell reports a program that SIGINT ended.
+pub(crate) const STATUS_INTERRUPTED: u8 = 130;
+
+const GUESTS_MEMORY_MIB: u32 = 512;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which emulator plays the machine
+    #[arg(long, value_enum, default_value_t)]
+    emulator: Choice,
+    /// More words for the hypervisor's command line
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    hv_append: Option<String>,
+    /// The machine's memory [default: 2048, with --guest 512]
+    #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u32).range(32..))]
+    memory: Option<u32>,
+    /// The machine's CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    smp: u32,
+    /// A raw disk image that the machine has (repeatable)
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
+    /// Whether the machine has an IOMMU (not in Bochs)
+    #[arg(long, value_enum, value_name = "on|off", default_value_t)]
+    iommu: Switch,
+    /// Boot without dom0: start this PVH image as a domain (repeatable); exit with the first one's shutdown code,
+    /// 0 poweroff, 3 crash. WORDS: name=, mem=MiB, vcpus=N, initrd=FILE, then ` -- ` and the image's command line
+    #[arg(long = "guest", value_name = "FILE[:WORDS]", value_parser = Guest::parse)]
+    guests: Vec<Guest>,
+    /// One virtual nanosecond an instruction, for repeatable timings (QEMU without KVM)
+    #[arg(long)]
+    icount: bool,
+    /// Passed to the emulator as it is: an argument of QEMU's, a line of Bochs' configuration (repeatable)
+    #[arg(long = "emulator-arg", value_name = "ARG", allow_hyphen_values = true)]
+    emulator_args: Vec<String>,
+    /// End with status 124 after this many seconds [default: 300 with --exec, else none]
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Write the machine's whole serial output to this file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How to compile the hypervisor
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, ValueEnum)]
+enum Switch {
+    On,
+    #[default]
+    Off,
+}
+
+/// `xtask run`.
+pub(crate) fn command(options: &Options) -> Result<ExitCode> {
+    interrupt::catch()?;
+    let decision = emulator::decide(options.emulator)?;
+    let emulator = decision.emulator;
+    report::step(format!("machine: {} ({})", emulator.name(), decision.reason));
+    // What cannot be played is refused before anything is compiled.
+    machine(options, Boot::Disk(PathBuf::new()), GUESTS_MEMORY_MIB).check(emulator)?;
+    setup::ensure(&[emulator.purposes(), &[Purpose::Compile]].concat())?;
+    if options.guests.is_empty() {
+        bail!("nothing to boot: give a PVH image with --guest");
+    }
+    let dir = RunDir::create("run")?;
+    let mut modules = Vec::new();
+    for guest in &options.guests {
+        modules.extend(guest.modules(dir.path())?);
+    }
+    let launch = Launch {
+        hypervisor: compile::hypervisor(options.profile)?.path,
+        cmdline: hypervisor_cmdline(emulator, options.hv_append.as_deref()),
+        modules,
+    };
+    let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
+    let deadline = options.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let machine = |boot| machine(options, boot, GUESTS_MEMORY_MIB);
+    Ok(ExitCode::from(guests::run(emulator, &launch, machine, &dir, log, deadline)?))
+}
+
+fn machine(options: &Options, boot: Boot, default_memory_mib: u32) -> Machine {
+    Machine {
+        cpus: options.smp,
+        disks: options.disks.clone(),
+        has_nic: options.guests.is_empty(),
+        counts_instructions: options.icount,
+        has_iommu: options.iommu == Switch::On,
+        extra: options.emulator_args.clone(),
+        ..Machine::new(boot, options.memory.unwrap_or(default_memory_mib))
+    }
+}
+
+/// The hypervisor's command line: what every emulated machine needs, then the user's words, which so have the last
+/// word. An emulated TSC is one clock for all CPUs, whatever CPUID says of it; KVM's is the host's.
+pub(crate) fn hypervisor_cmdline(emulator: Emulator, more: Option<&str>) -> String {
+    let mut words = vec!["console=com1", "panic=exit", emulator.exit_option()];
+    if emulator != Emulator::Kvm {
+        words.push("tsc=stable");
+    }
+    words.extend(more);
+    words.join(" ")
+}
+
+/// Whether the end of the log is shown: not when all of it has been.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShowTail {
+    Yes,
+    No,
+}
+
+/// Says on standard error how a run ended, unless it ended as it should.
+pub(crate) fn explain(end: End, log: &Log, running: &Running, hypervisor: &Path, tail: ShowTail) {
+    let what = match end {
+        End::Status(0) => return,
+        End::Status(status) => format!("the machine ended with status {status}"),
+        End::Panicked => "the hypervisor panicked".to_owned(),
+        End::Silent => "the machine ended without a status".to_owned(),
+        End::TimedOut => "the time is over".to_owned(),
+        End::Interrupted => "interrupted".to_owned(),
+    };
+    if tail == ShowTail::Yes {
+        report::step("the last lines of the machine's log:");
+        for line in log.tail() {
+            eprintln!("{line}");
+        }
+    }
+    if end == End::Panicked {
+        backtrace(log, hypervisor);
+    }
+    if end == End::Silent && !running.said().is_empty() {
+        report::step(format!("the emulator's last words:\n{}", running.said()));
+    }
+    report::step(what);
+}
+
+fn backtrace(log: &Log, hypervisor: &Path) {
+    let symbols = match Symbols::open(hypervisor) {
+        Ok(symbols) => symbols,
+        Err(error) => return report::error(&error),
+    };
+    report::step("backtrace:");
+    for line in log.backtrace() {
+        eprintln!("{line}");
+        for frame in symbols.describe(line) {
+            eprintln!("       {frame}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_words_come_last_on_the_hypervisors_command_line() {
+        let line = hypervisor_cmdline(Emulator::Qemu, Some("loglvl=debug exit=acpi"));
+        assert_eq!(line, "console=com1 panic=exit exit=qemu tsc=stable loglvl=debug exit=acpi");
+        assert_eq!(hypervisor_cmdline(Emulator::Kvm, None), "console=com1 panic=exit exit=qemu");
+        assert_eq!(hypervisor_cmdline(Emulator::Bochs, None), "console=com1 panic=exit exit=bochs tsc=stable");
+    }
+}
