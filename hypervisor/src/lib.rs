@@ -21,5 +21,6 @@ pub mod lock;
 pub mod mem;
 pub mod pcpu;
 pub mod policy;
+pub mod progress;
 pub mod time;
 pub mod vcpu;

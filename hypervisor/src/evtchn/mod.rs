@@ -33,13 +33,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::{DomId, Errno, EvtchnPort, VcpuId};
-use spin::{Mutex, MutexGuard};
 
 pub use poll::Poll;
 pub use port::{Port, PortState};
 
 use crate::addr::{Hpa, Mfn, PAGE_SIZE};
+use crate::lock::{Lock, LockGuard, Rank};
 use crate::mem::PhysMem;
+use crate::progress::Progress;
 use port::PortTable;
 use two_level::{NR_PORTS, Raised, TwoLevel, VCPU_INFO_BYTES};
 
@@ -111,15 +112,6 @@ impl From<Error> for Errno {
     }
 }
 
-/// How far a long operation got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// It is complete.
-    Done,
-    /// Call it again.
-    Again,
-}
-
 /// Whether a domain is the one that handles the machine's global VIRQs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GlobalVirqs {
@@ -155,7 +147,7 @@ pub struct EventChannels {
     vcpus: Box<[VcpuEvents]>,
     /// vCPUs that poll.
     nr_polling: AtomicU32,
-    allocation: Mutex<Allocation>,
+    allocation: Lock<Allocation>,
 }
 
 impl EventChannels {
@@ -186,7 +178,7 @@ impl EventChannels {
             bits,
             vcpus: vcpus.into_boxed_slice(),
             nr_polling: AtomicU32::new(0),
-            allocation: Mutex::new(Allocation { first_free: 1, is_dying: false }),
+            allocation: Lock::for_domain(Rank::EventChannels, domain, Allocation { first_free: 1, is_dying: false }),
         })
     }
 
@@ -538,7 +530,7 @@ pub fn bind_interdomain(
     Ok(port)
 }
 
-type Locked<'a> = MutexGuard<'a, Allocation>;
+type Locked<'a> = LockGuard<'a, Allocation>;
 
 /// Takes the locks of both ends in the order of their ids, or the only one there is.
 fn lock_both<'a>(local: &'a EventChannels, remote: &'a EventChannels) -> (Locked<'a>, Option<Locked<'a>>) {
