@@ -14,6 +14,7 @@ extern crate alloc;
 pub mod addr;
 pub mod backend;
 pub mod boot;
+pub mod emul;
 pub mod evtchn;
 pub mod exit;
 pub mod frame;
