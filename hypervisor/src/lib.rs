@@ -20,6 +20,7 @@ pub mod exit;
 pub mod frame;
 pub mod lock;
 pub mod mem;
+pub mod p2m;
 pub mod pcpu;
 pub mod policy;
 pub mod progress;

@@ -159,7 +159,7 @@ impl Buddy {
 }
 
 /// Cuts `[first, first + count)` into the largest aligned blocks, in rising order of address.
-pub(super) fn aligned_blocks(first: Mfn, count: u64) -> impl Iterator<Item = (Mfn, Order)> {
+pub(crate) fn aligned_blocks(first: Mfn, count: u64) -> impl Iterator<Item = (Mfn, Order)> {
     let (mut at, mut left) = (first.raw(), count);
     core::iter::from_fn(move || {
         let by_size = left.checked_ilog2()?;

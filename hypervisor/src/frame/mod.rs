@@ -36,7 +36,8 @@ pub use types::{Fill, FrameError, FrameInfo, FrameType, FreeFrames, Limits, Usag
 use crate::addr::{Mfn, Order};
 use crate::lock::{Lock, Rank};
 use crate::mem::PhysMem;
-use alloc::{Buddy, aligned_blocks};
+use alloc::Buddy;
+pub(crate) use alloc::aligned_blocks;
 use charge::Accounts;
 use counts::State;
 
@@ -335,6 +336,18 @@ impl FrameRef {
     pub fn duplicate(&self) -> Result<Self, FrameError> {
         self.table.record(self.mfn)?.get_again(self.mfn)?;
         Ok(Self { table: self.table, mfn: self.mfn })
+    }
+
+    /// Hands the reference to a p2m entry.
+    pub(crate) fn into_entry(self) -> Mfn {
+        let mfn = self.mfn;
+        core::mem::forget(self);
+        mfn
+    }
+
+    /// Takes the reference that a p2m entry held, which has just been removed and flushed.
+    pub(crate) const fn from_entry(table: &'static FrameTable, mfn: Mfn) -> Self {
+        Self { table, mfn }
     }
 }
 

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The flush discipline: nothing that a TLB may still reach changes hands.
+//!
+//! Taking something out of a p2m gives an [`Unmapped`] token, which stands for the frame: for the
+//! ownership of RAM, for the reference of a grant or foreign mapping. It can only be turned into
+//! that frame again with a [`FlushProof`] of the same p2m and a generation that is not older; and
+//! a proof comes only from [`TlbState::flush`], which has the machine flush every pCPU that ran
+//! the domain. The caller drops the p2m's lock first, flushes once for many tokens
+//! ([`UnmappedBatch`]), and then releases them. Dropping a token is a bug that a debug build
+//! reports; a release build then keeps the frame for ever rather than free it too early.
+//!
+//! Emulators hide missing flushes: QEMU drops all translations at every exit. So each p2m has a
+//! generation, raised by every removal, and each pCPU's entry in [`TlbState`] is the generation
+//! whose removals it has honoured. Debug builds assert for each proof that all pCPUs that ever ran
+//! the domain are there; the tests of [`crate::p2m`] run a simulated TLB, and take each
+//! [`FlushSite`] away in turn to see the failure.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_abi::DomId;
+
+use super::{Leaf, P2mKind};
+use crate::addr::Mfn;
+use crate::backend::Machine;
+use crate::frame::{FrameRef, FrameTable};
+use crate::pcpu::{self, MAX_PCPUS};
+
+/// Where flushes are asked for: each place that releases unmapped frames has its name here, for
+/// the counters and for the test that takes it away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FlushSite {
+    /// A domain gives RAM back.
+    Balloon,
+    /// A guest frame is given another meaning: `shared_info`, grant frames.
+    Remap,
+    /// A grant is unmapped.
+    GrantUnmap,
+    /// A grant is taken back from its mapper.
+    Revoke,
+    /// A foreign mapping is removed.
+    ForeignUnmap,
+    /// A domain is destroyed.
+    Teardown,
+}
+
+impl FlushSite {
+    /// How many there are.
+    pub const COUNT: usize = 6;
+    /// All of them.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Balloon, Self::Remap, Self::GrantUnmap, Self::Revoke, Self::ForeignUnmap, Self::Teardown];
+}
+
+/// What pCPUs may remember of one p2m. It is shared between the p2m, which is locked, and the
+/// vCPU loop, which is not.
+pub struct TlbState {
+    root: Mfn,
+    tag: u16,
+    generation: AtomicU64,
+    /// The pCPUs that ever ran the domain.
+    ran: AtomicU64,
+    /// For each of them, the generation whose removals it has honoured.
+    seen: [AtomicU64; MAX_PCPUS],
+    flushes: [AtomicU64; FlushSite::COUNT],
+}
+
+impl TlbState {
+    pub(super) const fn new(root: Mfn, tag: u16) -> Self {
+        Self {
+            root,
+            tag,
+            generation: AtomicU64::new(1),
+            ran: AtomicU64::new(0),
+            seen: [const { AtomicU64::new(0) }; MAX_PCPUS],
+            flushes: [const { AtomicU64::new(0) }; FlushSite::COUNT],
+        }
+    }
+
+    /// The root of the p2m.
+    #[must_use]
+    pub const fn root(&self) -> Mfn {
+        self.root
+    }
+
+    /// The tag of the domain's translations in the CPU's TLB.
+    #[must_use]
+    pub const fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// How many removals there have been.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Flushes asked for at one site so far.
+    #[must_use]
+    pub fn flushes(&self, site: FlushSite) -> u64 {
+        self.flushes[site as usize].load(Ordering::Relaxed)
+    }
+
+    /// Called on each entry to the guest, with the running pCPU. Returns the generation for
+    /// [`crate::backend::VcpuHw::set_p2m`], which flushes if this pCPU has last flushed for an
+    /// older one.
+    #[inline]
+    pub fn enter(&self, pcpu: usize) -> u64 {
+        let bit = 1_u64 << (pcpu % MAX_PCPUS);
+        // Before the generation is read: a flush that does not see the bit comes before this
+        // entry, and this entry then sees its generation.
+        if self.ran.load(Ordering::Relaxed) & bit == 0 {
+            self.ran.fetch_or(bit, Ordering::SeqCst);
+        }
+        let generation = self.generation.load(Ordering::SeqCst);
+        self.seen[pcpu % MAX_PCPUS].store(generation, Ordering::Release);
+        generation
+    }
+
+    /// Called by a [`Flusher`]: this pCPU has dropped every translation of the p2m that is older
+    /// than `generation`.
+    pub fn flushed(&self, pcpu: usize, generation: u64) {
+        self.seen[pcpu % MAX_PCPUS].fetch_max(generation, Ordering::AcqRel);
+    }
+
+    /// The pCPUs that may hold translations older than `generation`: a bit for each.
+    #[must_use]
+    pub fn stale(&self, generation: u64) -> u64 {
+        let mut left = self.ran.load(Ordering::SeqCst);
+        let mut stale = 0;
+        while left != 0 {
+            let pcpu = left.trailing_zeros() as usize;
+            if self.seen[pcpu].load(Ordering::Acquire) < generation {
+                stale |= 1 << pcpu;
+            }
+            left &= left - 1;
+        }
+        stale
+    }
+
+    /// Makes every removal so far effective on every pCPU, and proves it. The caller holds no
+    /// lock: it may have to wait for other pCPUs.
+    pub fn flush<F: Flusher + ?Sized>(&self, flusher: &F, site: FlushSite) -> FlushProof {
+        debug_assert!(crate::lock::holds_none(), "a flush may wait for other pCPUs");
+        self.flushes[site as usize].fetch_add(1, Ordering::Relaxed);
+        let generation = self.generation();
+        if self.stale(generation) != 0 && !is_sabotaged(site) {
+            flusher.flush(self, generation);
+        }
+        debug_assert!(self.stale(generation) == 0, "a pCPU has not honoured the flush");
+        FlushProof { root: self.root, generation }
+    }
+
+    pub(super) fn removed(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::SeqCst) + 1
+    }
+}
+
+/// Who can drop translations from the CPUs' TLBs.
+pub trait Flusher {
+    /// Returns when no pCPU can use a translation of this p2m that is older than `generation`,
+    /// after calling [`TlbState::flushed`] for each pCPU in [`TlbState::stale`].
+    fn flush(&self, tlb: &TlbState, generation: u64);
+}
+
+impl Flusher for dyn Machine + '_ {
+    fn flush(&self, tlb: &TlbState, generation: u64) {
+        self.flush_p2m(tlb.root, tlb.tag);
+        tlb.flushed(pcpu::current(), generation);
+    }
+}
+
+/// Evidence that no pCPU uses translations of one p2m that were removed up to one generation.
+#[must_use]
+#[derive(Debug)]
+pub struct FlushProof {
+    root: Mfn,
+    generation: u64,
+}
+
+/// Something that was taken out of a p2m and may still be in a TLB.
+#[must_use = "the frame is lost unless the token is released after a flush"]
+pub struct Unmapped {
+    frames: &'static FrameTable,
+    owner: DomId,
+    root: Mfn,
+    generation: u64,
+    leaf: Leaf,
+}
+
+impl Unmapped {
+    pub(super) const fn new(frames: &'static FrameTable, owner: DomId, root: Mfn, generation: u64, leaf: Leaf) -> Self {
+        Self { frames, owner, root, generation, leaf }
+    }
+
+    /// What was mapped.
+    #[must_use]
+    pub const fn leaf(&self) -> Leaf {
+        self.leaf
+    }
+
+    /// Ends the mapping: RAM is given up by its owner, a reference is put.
+    ///
+    /// # Panics
+    /// If the proof is another p2m's or older than the removal.
+    pub fn release(self, proof: &FlushProof) {
+        let (frames, owner) = (self.frames, self.owner);
+        let leaf = self.recover(proof);
+        match leaf.kind {
+            P2mKind::Ram => {
+                let given_up = frames.give_up(leaf.mfn, leaf.order, owner);
+                assert!(given_up.is_ok(), "{owner} had {:?} mapped without owning it", leaf.mfn);
+            }
+            kind if kind.holds_reference() => drop(FrameRef::from_entry(frames, leaf.mfn)),
+            _ => {}
+        }
+    }
+
+    /// Ends the mapping and leaves ownership or reference to the caller, who maps the frame
+    /// elsewhere or gives it up himself.
+    ///
+    /// # Panics
+    /// As [`Unmapped::release`].
+    pub fn recover(self, proof: &FlushProof) -> Leaf {
+        assert!(
+            self.root == proof.root && self.generation <= proof.generation,
+            "a frame was about to change hands before its flush"
+        );
+        let leaf = self.leaf;
+        core::mem::forget(self);
+        leaf
+    }
+}
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        debug_assert!(is_unwinding(), "{:?} was unmapped and never released", self.leaf.mfn);
+    }
+}
+
+/// Tokens of one p2m that one flush serves.
+#[derive(Default)]
+#[must_use]
+pub struct UnmappedBatch {
+    tokens: [Option<Unmapped>; Self::CAPACITY],
+    len: usize,
+}
+
+impl UnmappedBatch {
+    /// Tokens that fit.
+    pub const CAPACITY: usize = 32;
+
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether [`UnmappedBatch::push`] would refuse.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.len == Self::CAPACITY
+    }
+
+    /// Whether there is nothing to flush.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a token.
+    ///
+    /// # Errors
+    /// Gives the token back if the batch is full.
+    pub fn push(&mut self, token: Unmapped) -> Result<(), Unmapped> {
+        match self.tokens.get_mut(self.len) {
+            Some(slot) => {
+                *slot = Some(token);
+                self.len += 1;
+                Ok(())
+            }
+            None => Err(token),
+        }
+    }
+
+    /// Flushes once and releases all tokens. The caller holds no lock.
+    pub fn flush<F: Flusher + ?Sized>(self, tlb: &TlbState, flusher: &F, site: FlushSite) {
+        if self.is_empty() {
+            return;
+        }
+        let proof = tlb.flush(flusher, site);
+        self.tokens.into_iter().flatten().for_each(|token| token.release(&proof));
+    }
+}
+
+#[cfg(not(test))]
+const fn is_sabotaged(_: FlushSite) -> bool {
+    false
+}
+#[cfg(not(test))]
+const fn is_unwinding() -> bool {
+    false
+}
+
+#[cfg(test)]
+std::thread_local! {
+    static SABOTAGED: core::cell::Cell<Option<FlushSite>> = const { core::cell::Cell::new(None) };
+}
+#[cfg(test)]
+fn is_sabotaged(site: FlushSite) -> bool {
+    SABOTAGED.get() == Some(site)
+}
+#[cfg(test)]
+fn is_unwinding() -> bool {
+    std::thread::panicking()
+}
+
+/// Runs `f` with the flushes of one site left out, on this thread.
+#[cfg(test)]
+pub(crate) fn without_flush<R>(site: FlushSite, f: impl FnOnce() -> R) -> R {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SABOTAGED.set(None);
+        }
+    }
+    let _restore = Restore;
+    SABOTAGED.set(Some(site));
+    f()
+}
