@@ -17,7 +17,11 @@
 use alloc::vec::Vec;
 use core::{fmt, ops::Range};
 
-use guest_abi::{Wire, num::to_usize};
+use guest_abi::{
+    Wire,
+    num::to_usize,
+    pvh::{ELFNOTE_OWNER, ELFNOTE_PHYS32_ENTRY, ELFNOTE_PHYS32_RELOC, ELFNOTE_SUPPORTED_FEATURES},
+};
 
 /// A kernel's image, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,11 +165,6 @@ const MAX_PROGRAM_HEADERS: u16 = 128;
 const MAX_NOTES: usize = 256;
 const FOUR_GIB: u64 = 1 << 32;
 
-/// Notes of the owner `Xen`, `xen/include/public/elfnote.h`.
-const NOTE_SUPPORTED_FEATURES: u32 = 17;
-const NOTE_PHYS32_ENTRY: u32 = 18;
-const NOTE_PHYS32_RELOC: u32 = 19;
-
 /// Reads a kernel file.
 ///
 /// # Errors
@@ -213,13 +212,13 @@ impl Kernel {
             }
             let (note, rest) = Note::first(notes).ok_or(ElfError::Truncated { what: "notes" })?;
             notes = rest;
-            if note.owner != b"Xen\0" {
+            if note.owner != ELFNOTE_OWNER {
                 continue;
             }
             match note.kind {
-                NOTE_PHYS32_ENTRY => *entry = Some(note.entry()?),
-                NOTE_PHYS32_RELOC => self.relocation = Some(note.relocation()?),
-                NOTE_SUPPORTED_FEATURES => {
+                ELFNOTE_PHYS32_ENTRY => *entry = Some(note.entry()?),
+                ELFNOTE_PHYS32_RELOC => self.relocation = Some(note.relocation()?),
+                ELFNOTE_SUPPORTED_FEATURES => {
                     let bits = note.word(0).ok_or(ElfError::BadNote { name: "SUPPORTED_FEATURES" })?;
                     self.features = Some(bits);
                 }
@@ -428,9 +427,9 @@ pub(crate) mod tests {
             &[(18 * M, 4 * M, b"data"), (16 * M, M, b"text")],
             &[
                 (b"GNU\0", 18, b"not ours"),
-                (b"Xen\0", NOTE_SUPPORTED_FEATURES, &0x8801_u32.to_le_bytes()),
-                (b"Xen\0", NOTE_PHYS32_ENTRY, &(16 * M + 0x850).to_le_bytes()),
-                (b"Xen\0", NOTE_PHYS32_RELOC, &reloc),
+                (b"Xen\0", ELFNOTE_SUPPORTED_FEATURES, &0x8801_u32.to_le_bytes()),
+                (b"Xen\0", ELFNOTE_PHYS32_ENTRY, &(16 * M + 0x850).to_le_bytes()),
+                (b"Xen\0", ELFNOTE_PHYS32_RELOC, &reloc),
             ],
         )
     }
@@ -449,7 +448,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_entry_may_have_four_bytes_and_no_note_may_follow() {
-        let file = image(&[(M, M, b"x")], &[(b"Xen\0", NOTE_PHYS32_ENTRY, &0x10_0000_u32.to_le_bytes())]);
+        let file = image(&[(M, M, b"x")], &[(b"Xen\0", ELFNOTE_PHYS32_ENTRY, &0x10_0000_u32.to_le_bytes())]);
         let kernel = parse(&file).unwrap();
         assert_eq!((kernel.entry, kernel.relocation, kernel.features), (0x10_0000, None, None));
     }
@@ -468,7 +467,7 @@ pub(crate) mod tests {
         put(52, &[PT_LOAD, 116, 0, 0x10_0000, 4, 0x1000]);
         put(84, &[PT_NOTE, 120, 0, 0, 20, 20]);
         file.extend(b"code");
-        for word in [4, 4, NOTE_PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), 0x10_0010] {
+        for word in [4, 4, ELFNOTE_PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), 0x10_0010] {
             file.extend(word.to_le_bytes());
         }
         let kernel = parse(&file).unwrap();
@@ -478,7 +477,7 @@ pub(crate) mod tests {
 
     #[test]
     fn each_defect_has_its_own_error() {
-        let entry: &[(&[u8], u32, &[u8])] = &[(b"Xen\0", NOTE_PHYS32_ENTRY, &[0, 0, 0x10, 0])];
+        let entry: &[(&[u8], u32, &[u8])] = &[(b"Xen\0", ELFNOTE_PHYS32_ENTRY, &[0, 0, 0x10, 0])];
         assert_eq!(parse(b"#!/bin/sh"), Err(ElfError::NotElf));
         assert_eq!(parse(b""), Err(ElfError::NotElf));
         let mut linux = vec![0; 0x400];
@@ -500,9 +499,10 @@ pub(crate) mod tests {
         let overlap = [(M, M + 1, &b"x"[..]), (2 * M, M, b"x")];
         assert_eq!(parse(&image(&overlap, entry)), Err(ElfError::Overlap { start: 2 * M }));
         assert_eq!(parse(&image(&[(2 * M, M, b"x")], entry)), Err(ElfError::EntryOutside { entry: M }));
-        let odd: &[(&[u8], u32, &[u8])] = &[(b"Xen\0", NOTE_PHYS32_ENTRY, &[0; 6])];
+        let odd: &[(&[u8], u32, &[u8])] = &[(b"Xen\0", ELFNOTE_PHYS32_ENTRY, &[0; 6])];
         assert_eq!(parse(&image(&[(M, M, b"x")], odd)), Err(ElfError::BadNote { name: "PHYS32_ENTRY" }));
-        let unaligned: &[(&[u8], u32, &[u8])] = &[(b"Xen\0", NOTE_PHYS32_RELOC, &[3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])];
+        let unaligned: &[(&[u8], u32, &[u8])] =
+            &[(b"Xen\0", ELFNOTE_PHYS32_RELOC, &[3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])];
         assert_eq!(parse(&image(&[(M, M, b"x")], unaligned)), Err(ElfError::BadNote { name: "PHYS32_RELOC" }));
     }
 

@@ -14,5 +14,9 @@
 //! Start with [`machine_map`] for the layout of memory and [`module`] for the input.
 
 pub mod cmdline;
+pub mod dom0_map;
 pub mod elf;
+pub mod host_map;
+pub mod machine_map;
 pub mod module;
+pub mod span;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! dom0's view of the machine's memory.
+//!
+//! dom0 is told of every piece of host memory, so that Linux places nothing where something is:
+//! what belongs to others is *unusable* (above 16 MiB) or *reserved* (below). The one exception is
+//! the scratch hole, of which it is told nothing. Device memory is whatever is not RAM: all of it up to the
+//! limit is mapped one to one before dom0 starts, so that no fault has to be served when a driver
+//! maps a register. Firmware tables are among it.
+//!
+//! Withheld are the local APIC's window (dom0 has a virtual one), the I/O APICs (emulated) and what
+//! the caller names; memory that the firmware calls broken is in nobody's map.
+
+use alloc::vec::Vec;
+
+use guest_abi::pvh::MemmapEntry;
+
+use super::{
+    cmdline::MIB,
+    host_map::{Entry, HostMap, Kind},
+    machine_map::{DOM0_START, MapError, Share},
+    span::{Span, Spans},
+};
+
+/// Where CPUs see their own local APIC and devices send interrupt messages to.
+const LOCAL_APIC_WINDOW: Span = Span::sized(0xfee0_0000, MIB);
+/// Linux copies the map into a table of 128 without a check, and adds an entry of its own.
+pub const MAX_ENTRIES: usize = 127;
+
+/// How dom0's second-level tables map a piece of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// Registers, or not known: uncached.
+    Device,
+    /// ACPI tables in RAM: as memory.
+    Memory,
+}
+
+/// A piece of host memory, not RAM, that dom0 reaches at the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The addresses, whole pages.
+    pub span: Span,
+    /// How to map it.
+    pub caching: Caching,
+}
+
+/// dom0's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dom0Map {
+    /// Its RAM, each page at its own address.
+    pub ram: Spans,
+    /// RAM for the tables that replace the host's, owned by dom0 and mapped at its own address;
+    /// ACPI data in its memory map.
+    pub tables: Span,
+    /// The hole for foreign pages: in no entry of its memory map, and nothing mapped at first. The host
+    /// frames with these numbers are not dom0's.
+    pub scratch: Span,
+    /// Its memory map, sorted; at most [`MAX_ENTRIES`].
+    pub e820: Vec<Entry>,
+    /// Device memory and firmware tables, in ascending order.
+    pub identity: Vec<Identity>,
+}
+
+impl Dom0Map {
+    pub(super) fn new(host: &HostMap, share: Share, withheld: &[Span]) -> Result<Self, MapError> {
+        let e820 = e820(host, &share);
+        if e820.len() > MAX_ENTRIES {
+            return Err(MapError::TooManyEntries { entries: e820.len() });
+        }
+        let identity = identity(host, withheld);
+        let Share { ram, tables, scratch } = share;
+        Ok(Self { ram, tables, scratch, e820, identity })
+    }
+
+    /// The memory map as `start_info` carries it.
+    #[must_use]
+    pub fn memmap(&self) -> Vec<MemmapEntry> {
+        memmap(&self.e820)
+    }
+}
+
+/// Entries in the form of the PVH boot protocol.
+#[must_use]
+pub fn memmap(entries: &[Entry]) -> Vec<MemmapEntry> {
+    let convert = |entry: &Entry| MemmapEntry {
+        addr: entry.span.start(),
+        size: entry.span.len(),
+        kind: entry.kind.number(),
+        reserved: 0,
+    };
+    entries.iter().map(convert).collect()
+}
+
+fn e820(host: &HostMap, share: &Share) -> Vec<Entry> {
+    let others = host.of(Kind::Ram).without(&share.ram).without_span(share.tables).without_span(share.scratch);
+    let low = others.within(Span::new(0, DOM0_START));
+    let high = others.within(Span::new(DOM0_START, u64::MAX));
+    let mut reserved = host.of(Kind::Reserved);
+    low.iter().for_each(|span| reserved.insert(span));
+    let mut unusable = host.of(Kind::Unusable);
+    high.iter().for_each(|span| unusable.insert(span));
+    let mut acpi = host.of(Kind::Acpi);
+    acpi.insert(share.tables);
+
+    let sets = [
+        (Kind::Ram, share.ram.clone()),
+        (Kind::Reserved, reserved),
+        (Kind::Acpi, acpi),
+        (Kind::Nvs, host.of(Kind::Nvs)),
+        (Kind::Unusable, unusable),
+    ];
+    let mut entries: Vec<Entry> = Vec::new();
+    for (kind, spans) in sets {
+        entries.extend(spans.iter().map(|span| Entry { span, kind }));
+    }
+    entries.sort_by_key(|entry| entry.span);
+    entries
+}
+
+fn identity(host: &HostMap, withheld: &[Span]) -> Vec<Identity> {
+    let mut devices = Spans::from_iter([Span::new(0, host.limit())])
+        .without(&host.of(Kind::Ram))
+        .without(&host.of(Kind::Unusable))
+        .without_span(LOCAL_APIC_WINDOW);
+    for span in withheld {
+        devices.remove(span.pages_around());
+    }
+    let mut tables = host.of(Kind::Acpi);
+    host.of(Kind::Nvs).iter().for_each(|span| tables.insert(span));
+    let elsewhere = devices.clone().without(&tables);
+    let tables = devices.without(&elsewhere);
+    let mut identity: Vec<_> = elsewhere.iter().map(|span| Identity { span, caching: Caching::Device }).collect();
+    identity.extend(tables.iter().map(|span| Identity { span, caching: Caching::Memory }));
+    identity.sort_by_key(|identity| identity.span);
+    identity
+}
