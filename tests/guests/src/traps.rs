@@ -174,6 +174,14 @@ pub fn catch<F: FnMut()>(mut f: F) -> Option<Fault> {
     unsafe { *LAST.get() }
 }
 
+/// Makes a vector's gate present or not: delivery through one that is not raises #NP.
+pub fn set_gate_present(vector: u64, present: bool) {
+    let index = guest_abi::num::to_usize(vector & 0xff);
+    // SAFETY: the IDT is static; the CPU reads it only on the next delivery.
+    let entry = unsafe { &mut (*IDT.get())[index] };
+    entry[0] = entry[0] & !(1 << 47) | u64::from(present) << 47;
+}
+
 /// How often `vector` arrived.
 pub fn count(vector: u8) -> u32 {
     COUNTS[usize::from(vector)].load(Relaxed)
