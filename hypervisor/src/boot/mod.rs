@@ -19,4 +19,5 @@ pub mod elf;
 pub mod host_map;
 pub mod machine_map;
 pub mod module;
+pub mod pvh;
 pub mod span;
