@@ -18,6 +18,7 @@ pub mod emul;
 pub mod evtchn;
 pub mod exit;
 pub mod frame;
+pub mod grant;
 pub mod lock;
 pub mod mem;
 pub mod p2m;

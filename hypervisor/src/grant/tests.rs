@@ -1,0 +1,828 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Grants of three domains beside a naive model, and each rule on its own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use guest_abi::GrantRef;
+use guest_abi::grant_table::{CopyPtr, GrantCopy, MapGrantRef, UnmapGrantRef};
+use guest_abi::num::low_u32;
+use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
+
+use super::*;
+use crate::addr::{Order, PAGE_SIZE};
+use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage, test_table};
+use crate::lock;
+use crate::progress::Progress;
+
+const RAM: u64 = 4;
+const HOLES: std::ops::Range<u64> = 8..12;
+const REFS: u32 = 6;
+const READING: u64 = abi::GTF_READING as u64;
+const WRITING: u64 = abi::GTF_WRITING as u64;
+const READONLY: u64 = abi::GTF_READONLY as u64;
+const PERMIT: u64 = abi::GTF_PERMIT_ACCESS as u64;
+
+enum Place {
+    Ram(Mfn),
+    Grant(FrameRef, Access),
+}
+
+type Hook = Box<dyn Fn()>;
+
+/// A p2m as a map.
+struct FakeP2m {
+    domain: DomId,
+    frames: &'static FrameTable,
+    places: RefCell<BTreeMap<u64, Place>>,
+    flushes: Cell<u32>,
+    at_flush: RefCell<Option<Hook>>,
+    at_pin: RefCell<Option<Hook>>,
+}
+
+impl FakeP2m {
+    fn mfn(&self, gfn: u64) -> Mfn {
+        match self.places.borrow()[&gfn] {
+            Place::Ram(mfn) => mfn,
+            Place::Grant(ref frame, _) => frame.mfn(),
+        }
+    }
+}
+
+impl Memory for FakeP2m {
+    type Removed = Vec<FrameRef>;
+
+    fn pin(&self, gfn: Gfn, _: Access) -> Result<FrameRef, Refusal> {
+        let frame = match self.places.borrow().get(&gfn.raw()) {
+            Some(Place::Ram(mfn)) => self.frames.get(*mfn, self.domain).map_err(|_| Refusal::BadPage),
+            _ => Err(Refusal::BadPage),
+        };
+        if let Some(hook) = &*self.at_pin.borrow() {
+            hook();
+        }
+        frame
+    }
+
+    fn map_grant(&self, gfn: Gfn, frame: FrameRef, access: Access) -> Result<(), Refusal> {
+        if !HOLES.contains(&gfn.raw()) || self.places.borrow().contains_key(&gfn.raw()) {
+            return Err(Refusal::BadAddress);
+        }
+        self.places.borrow_mut().insert(gfn.raw(), Place::Grant(frame, access));
+        Ok(())
+    }
+
+    fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut Vec<FrameRef>) {
+        let mut places = self.places.borrow_mut();
+        if matches!(places.get(&gfn.raw()), Some(Place::Grant(frame, _)) if frame.mfn() == mfn)
+            && let Some(Place::Grant(frame, _)) = places.remove(&gfn.raw())
+        {
+            removed.push(frame);
+        }
+    }
+
+    fn flush(&self, removed: Vec<FrameRef>) {
+        assert!(lock::holds_none(), "a flush waits for other CPUs");
+        if !removed.is_empty() {
+            self.flushes.set(self.flushes.get() + 1);
+        }
+        if let Some(hook) = &*self.at_flush.borrow() {
+            hook();
+        }
+        drop(removed);
+    }
+}
+
+struct Dom {
+    table: GrantTable,
+    p2m: FakeP2m,
+}
+
+struct World {
+    frames: &'static FrameTable,
+    doms: Vec<Dom>,
+    hidden: Cell<Option<DomId>>,
+}
+
+impl Parties for World {
+    type Memory = FakeP2m;
+
+    fn with<R>(&self, domain: DomId, act: impl FnOnce(Party<'_, FakeP2m>) -> R) -> Option<R> {
+        if self.hidden.get() == Some(domain) {
+            return None;
+        }
+        self.doms.get(domain.index()).map(|dom| act(dom.party()))
+    }
+}
+
+impl Dom {
+    fn new(domain: DomId, frames: &'static FrameTable) -> Self {
+        frames.open_account(domain, FrameLimits::NONE).unwrap();
+        let places = (0..RAM)
+            .map(|gfn| (gfn, Place::Ram(frames.alloc(Order::PAGE, domain, FrameType::Ram, Fill::Zeroed).unwrap())))
+            .collect();
+        let p2m = FakeP2m {
+            domain,
+            frames,
+            places: RefCell::new(places),
+            flushes: Cell::new(0),
+            at_flush: RefCell::new(None),
+            at_pin: RefCell::new(None),
+        };
+        let table = GrantTable::new(domain, frames, Limits { frames: 2, mappings: 64 });
+        table.frame(0).unwrap();
+        Self { table, p2m }
+    }
+
+    fn party(&self) -> Party<'_, FakeP2m> {
+        Party { table: &self.table, memory: &self.p2m }
+    }
+
+    /// What the hypervisor does with a dying domain.
+    fn destroy(&self, world: &World) {
+        self.table.begin_destroy();
+        while map::unmap_all(self.party(), world) == Progress::Again {}
+        for (_, place) in std::mem::take(&mut *self.p2m.places.borrow_mut()) {
+            match place {
+                Place::Ram(mfn) => self.p2m.frames.give_up(mfn, Order::PAGE, self.table.domain()).unwrap(),
+                Place::Grant(..) => panic!("a mapping survived its domain"),
+            }
+        }
+        self.table.release_frames();
+    }
+}
+
+impl World {
+    fn new(nr: u16) -> Self {
+        let frames = test_table(96);
+        frames.add_free(Mfn::new(0)..Mfn::new(96)).unwrap();
+        let doms = (0..nr).map(|d| Dom::new(DomId::new(d), frames)).collect();
+        Self { frames, doms, hidden: Cell::new(None) }
+    }
+
+    fn entry(&self, d: usize, reference: u32) -> &'static AtomicU64 {
+        let frame = self.doms[d].table.frame(reference / 512).unwrap();
+        self.frames.mem().word(frame, reference as usize % 512)
+    }
+
+    fn grant(&self, d: usize, reference: u32, peer: u16, gfn: u64, flags: u64) {
+        self.entry(d, reference).store(gfn << 32 | u64::from(peer) << 16 | flags, Ordering::SeqCst);
+    }
+
+    fn marks(&self, d: usize, reference: u32) -> u64 {
+        self.entry(d, reference).load(Ordering::SeqCst) & (READING | WRITING)
+    }
+
+    fn map(&self, d: usize, granter: u16, reference: u32, gfn: u64, flags: u32) -> (i16, u32) {
+        let mut op = [MapGrantRef { host_addr: gfn << 12, flags, reference, dom: granter, ..MapGrantRef::default() }];
+        map::map(self.doms[d].party(), &mut op, self);
+        (op[0].status, op[0].handle)
+    }
+
+    fn unmap(&self, d: usize, handle: u32, gfn: u64) -> i16 {
+        let mut op = [UnmapGrantRef { host_addr: gfn << 12, handle, ..UnmapGrantRef::default() }];
+        map::unmap(self.doms[d].party(), &mut op, self);
+        op[0].status
+    }
+
+    fn copy(&self, d: usize, op: GrantCopy) -> i16 {
+        let mut op = [op];
+        copy::copy(self.doms[d].party(), &mut op, self);
+        op[0].status
+    }
+
+    fn bytes(&self, d: usize, gfn: u64) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_SIZE];
+        self.frames.mem().read(self.doms[d].p2m.mfn(gfn), 0, &mut bytes);
+        bytes
+    }
+
+    fn fill(&self, d: usize, gfn: u64, bytes: &[u8]) {
+        self.frames.mem().write(self.doms[d].p2m.mfn(gfn), 0, bytes);
+    }
+
+    fn references(&self, d: usize, gfn: u64) -> u32 {
+        self.frames.info(self.doms[d].p2m.mfn(gfn)).count
+    }
+}
+
+const RW: u32 = abi::GNTMAP_HOST_MAP;
+const RO: u32 = abi::GNTMAP_HOST_MAP | abi::GNTMAP_READONLY;
+const OKAY: i16 = abi::GNTST_OKAY;
+
+fn gref(domid: u16, reference: u32, offset: u16) -> CopyPtr {
+    CopyPtr { frame: u64::from(reference), domid, offset }
+}
+
+fn own(gfn: u64, offset: u16) -> CopyPtr {
+    CopyPtr { frame: gfn, domid: DomId::SELF.raw(), offset }
+}
+
+const FROM: u16 = abi::GNTCOPY_SOURCE_GREF;
+const TO: u16 = abi::GNTCOPY_DEST_GREF;
+
+fn piece(source: CopyPtr, dest: CopyPtr, len: u16, flags: u16) -> GrantCopy {
+    GrantCopy { source, dest, len, flags, status: 99 }
+}
+
+#[test]
+fn a_mapping_holds_the_page_and_marks_the_entry() {
+    let world = World::new(2);
+    world.grant(1, 3, 0, 2, PERMIT);
+    let (status, handle) = world.map(0, 1, 3, 8, RW);
+    assert_eq!(status, OKAY);
+    assert_eq!(world.doms[0].p2m.mfn(8), world.doms[1].p2m.mfn(2));
+    assert_eq!(world.marks(1, 3), READING | WRITING);
+    assert_eq!(world.references(1, 2), 1);
+    assert_eq!(world.doms[0].table.nr_mapped(), 1);
+    assert_eq!(world.unmap(0, handle, 8), OKAY);
+    assert_eq!(world.marks(1, 3), 0);
+    assert_eq!(world.references(1, 2), 0);
+    assert!(!world.doms[0].p2m.places.borrow().contains_key(&8));
+    assert_eq!(world.unmap(0, handle, 8), abi::GNTST_BAD_HANDLE, "once");
+}
+
+#[test]
+fn marks_go_with_the_last_reader_and_the_last_writer() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, writer) = world.map(0, 1, 0, 8, RW);
+    let (_, reader) = world.map(0, 1, 0, 9, RO);
+    let (_, reader2) = world.map(0, 1, 0, 10, RO);
+    assert_eq!(world.unmap(0, writer, 8), OKAY);
+    assert_eq!(world.marks(1, 0), READING);
+    assert_eq!(world.unmap(0, reader, 9), OKAY);
+    assert_eq!(world.marks(1, 0), READING);
+    assert_eq!(world.unmap(0, reader2, 10), OKAY);
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn marks_stay_until_the_flush_is_done() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, handle) = world.map(0, 1, 0, 8, RW);
+    let word = world.entry(1, 0);
+    let (frames, mfn) = (world.frames, world.doms[1].p2m.mfn(0));
+    *world.doms[0].p2m.at_flush.borrow_mut() = Some(Box::new(move || {
+        assert_eq!(word.load(Ordering::SeqCst) & (READING | WRITING), READING | WRITING);
+        assert_eq!(frames.info(mfn).count, 1);
+    }));
+    assert_eq!(world.unmap(0, handle, 8), OKAY);
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn only_what_was_granted_can_be_mapped() {
+    let world = World::new(3);
+    world.grant(1, 0, 0, 0, PERMIT);
+    assert_eq!(world.map(2, 1, 0, 8, RW).0, abi::GNTST_BAD_GNTREF, "granted to another domain");
+    assert_eq!(world.marks(1, 0), 0);
+    assert_eq!(world.map(0, 1, 1, 8, RW).0, abi::GNTST_BAD_GNTREF, "an empty entry");
+    assert_eq!(world.map(0, 1, 512, 8, RW).0, abi::GNTST_BAD_GNTREF, "beyond the table's present end");
+    assert_eq!(world.map(0, 1, u32::MAX, 8, RW).0, abi::GNTST_BAD_GNTREF);
+    assert_eq!(world.map(0, 7, 0, 8, RW).0, abi::GNTST_BAD_DOMAIN);
+    assert_eq!(world.map(0, DomId::IO.raw(), 0, 8, RW).0, abi::GNTST_BAD_DOMAIN);
+    for flags in [u64::from(abi::GTF_ACCEPT_TRANSFER), u64::from(abi::GTF_TRANSITIVE), PERMIT | 1 << 8] {
+        world.grant(1, 2, 0, 0, flags);
+        assert_eq!(world.map(0, 1, 2, 8, RW).0, abi::GNTST_BAD_GNTREF);
+    }
+    world.grant(1, 3, 0, 0, PERMIT | READONLY);
+    assert_eq!(world.map(0, 1, 3, 8, RW), (abi::GNTST_PERMISSION_DENIED, abi::INVALID_HANDLE));
+    assert_eq!(world.marks(1, 3), 0);
+    assert_eq!(world.map(0, 1, 3, 8, RO).0, OKAY);
+}
+
+#[test]
+fn only_ram_of_the_granter_can_be_granted() {
+    let world = World::new(3);
+    world.grant(2, 0, 1, 0, PERMIT);
+    let (_, _) = world.map(1, 2, 0, 8, RW);
+    // Domain 1 grants on what it has only mapped itself, and what it does not have.
+    for gfn in [8, 99, 0xffff_ffff] {
+        world.grant(1, 0, 0, gfn, PERMIT);
+        assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_BAD_PAGE);
+        assert_eq!(world.marks(1, 0), 0, "a failed mapping leaves no mark");
+    }
+    assert_eq!(world.doms[0].table.nr_mapped(), 0);
+}
+
+#[test]
+fn a_grant_is_mapped_at_a_hole_and_for_the_cpu_only() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    assert_eq!(world.map(0, 1, 0, 1, RW).0, abi::GNTST_BAD_VIRT_ADDR, "RAM is there");
+    assert_eq!(world.map(0, 1, 0, u64::MAX >> 12, RW).0, abi::GNTST_BAD_VIRT_ADDR);
+    let mut op = [MapGrantRef { host_addr: 0x8008, flags: RW, dom: 1, ..MapGrantRef::default() }];
+    map::map(world.doms[0].party(), &mut op, &world);
+    assert_eq!(op[0].status, abi::GNTST_BAD_VIRT_ADDR);
+    for flags in [0, abi::GNTMAP_READONLY, abi::GNTMAP_DEVICE_MAP | RW, abi::GNTMAP_CONTAINS_PTE | RW, 32 | RW] {
+        assert_eq!(world.map(0, 1, 0, 8, flags).0, abi::GNTST_GENERAL_ERROR);
+    }
+    assert_eq!((world.marks(1, 0), world.references(1, 0)), (0, 0));
+    assert_eq!(world.map(0, 1, 0, 8, RW).0, OKAY);
+    assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_BAD_VIRT_ADDR, "a mapping is there");
+    assert_eq!((world.marks(1, 0), world.references(1, 0)), (READING | WRITING, 1));
+}
+
+#[test]
+fn an_unmap_names_handle_and_place() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, handle) = world.map(0, 1, 0, 8, RW);
+    assert_eq!(world.unmap(0, handle, 9), abi::GNTST_BAD_VIRT_ADDR);
+    assert_eq!(world.unmap(0, handle + 1, 8), abi::GNTST_BAD_HANDLE);
+    assert_eq!(world.unmap(0, u32::MAX, 8), abi::GNTST_BAD_HANDLE);
+    assert_eq!(world.unmap(1, handle, 8), abi::GNTST_BAD_HANDLE, "another domain's handle");
+    let mut op = [UnmapGrantRef { host_addr: 8 << 12, dev_bus_addr: 1, handle, status: 0 }];
+    map::unmap(world.doms[0].party(), &mut op, &world);
+    assert_eq!(op[0].status, abi::GNTST_BAD_DEV_ADDR);
+    let mut twice = [UnmapGrantRef { host_addr: 8 << 12, handle, ..UnmapGrantRef::default() }; 2];
+    map::unmap(world.doms[0].party(), &mut twice, &world);
+    assert_eq!((twice[0].status, twice[1].status), (OKAY, abi::GNTST_BAD_HANDLE));
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn a_batch_costs_one_flush() {
+    let world = World::new(3);
+    let mut ops = [MapGrantRef::default(); 4];
+    for (i, op) in (0..).zip(&mut ops) {
+        let granter = 1 + u16::try_from(i / 2).unwrap();
+        world.grant(usize::from(granter), i, 0, u64::from(i % 2), PERMIT);
+        *op = MapGrantRef {
+            host_addr: (8 + u64::from(i)) << 12,
+            flags: RW,
+            reference: i,
+            dom: granter,
+            ..MapGrantRef::default()
+        };
+    }
+    map::map(world.doms[0].party(), &mut ops, &world);
+    assert!(ops.iter().all(|op| op.status == OKAY));
+    let mut ops =
+        ops.map(|op| UnmapGrantRef { host_addr: op.host_addr, handle: op.handle, ..UnmapGrantRef::default() });
+    map::unmap(world.doms[0].party(), &mut ops, &world);
+    assert!(ops.iter().all(|op| op.status == OKAY));
+    assert_eq!(world.doms[0].p2m.flushes.get(), 1);
+    for i in 0..4 {
+        assert_eq!(world.marks(1 + i / 2, u32::try_from(i).unwrap()), 0);
+    }
+}
+
+#[test]
+fn handles_are_limited_and_used_again() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let mut tracks = track::Tracks::new(130);
+    let mapping = |world: &World| {
+        let (_, handle) = world.map(0, 1, 0, 8, RW);
+        let found = world.doms[0].table.next_mapping(0).unwrap();
+        assert_eq!(found.0, handle);
+        world.unmap(0, handle, 8);
+        found.1
+    };
+    let mapping = mapping(&world);
+    let handles: Vec<u32> = (0..128)
+        .map(|_| {
+            tracks.ensure_room().unwrap();
+            tracks.insert(mapping)
+        })
+        .collect();
+    assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace), "a chunk more would be over the limit");
+    tracks.close(handles[70]);
+    assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace), "not free before it is released");
+    tracks.release(handles[70]);
+    tracks.release(handles[70]);
+    tracks.ensure_room().unwrap();
+    assert_eq!(tracks.insert(mapping), handles[70]);
+    assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace));
+    assert_eq!(tracks.nr_mapped(), 128);
+}
+
+#[test]
+fn a_count_that_is_full_refuses_the_next_mapping() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    for _ in 0..u16::MAX {
+        world.doms[1].table.lock().count(GrantRef::new(0), Access::Read);
+    }
+    assert_eq!(world.map(0, 1, 0, 8, RO).0, abi::GNTST_NO_DEVICE_SPACE);
+    assert_eq!(world.map(0, 1, 0, 8, RW).0, OKAY);
+}
+
+#[test]
+fn the_page_outlives_its_granter() {
+    let world = World::new(2);
+    world.fill(1, 0, b"still here");
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, handle) = world.map(0, 1, 0, 8, RW);
+    world.doms[1].destroy(&world);
+    assert_eq!(&world.bytes(0, 8)[..10], b"still here");
+    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage { ram: 1, overhead: 0 });
+    assert_eq!(world.map(0, 1, 0, 9, RW).0, abi::GNTST_BAD_DOMAIN);
+    assert_eq!(world.copy(0, piece(gref(1, 0, 0), own(0, 0), 1, FROM)), abi::GNTST_BAD_DOMAIN);
+    world.hidden.set(Some(DomId::new(1)));
+    assert_eq!(world.unmap(0, handle, 8), OKAY);
+    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage::default());
+    assert_eq!(world.map(0, 1, 0, 9, RW).0, abi::GNTST_BAD_DOMAIN, "not found at all");
+}
+
+#[test]
+fn an_old_mapping_does_not_count_against_the_next_domain_of_that_id() {
+    let mut world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, old) = world.map(0, 1, 0, 8, RW);
+    world.doms[1].destroy(&world);
+    world.doms[1] = Dom::new(DomId::new(1), world.frames);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (status, new) = world.map(0, 1, 0, 9, RW);
+    assert_eq!(status, OKAY);
+    assert_eq!(world.unmap(0, old, 8), OKAY);
+    assert_eq!(world.marks(1, 0), READING | WRITING);
+    assert_eq!(world.unmap(0, new, 9), OKAY);
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn a_dying_domain_maps_nothing() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    world.doms[0].table.begin_destroy();
+    assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_GENERAL_ERROR);
+    assert_eq!(world.doms[0].table.frame(1), Err(table::GrowError::Dying));
+}
+
+#[test]
+fn the_table_grows_on_demand_up_to_its_limit() {
+    let world = World::new(1);
+    let table = GrantTable::new(DomId::new(0), world.frames, Limits { frames: 3, mappings: 64 });
+    assert_eq!(table.size(), (0, 3));
+    let last = table.frame(2).unwrap();
+    assert_eq!(table.size(), (3, 3));
+    assert_eq!(table.frame(2), Ok(last));
+    assert_eq!(world.frames.info(last).kind, FrameType::GrantFrame);
+    assert_eq!(table.frame(3), Err(table::GrowError::OverLimit(3)));
+    table.release_frames();
+    assert_eq!(world.frames.info(last).kind, FrameType::Free);
+}
+
+#[test]
+fn growth_is_charged() {
+    let world = World::new(1);
+    world.frames.open_account(DomId::new(5), FrameLimits { ram: 0, overhead: 2 }).unwrap();
+    let table = GrantTable::new(DomId::new(5), world.frames, Limits { frames: 64, mappings: 64 });
+    assert!(matches!(table.frame(2), Err(table::GrowError::Frame(_))));
+    assert_eq!(table.size().0, 2);
+    table.release_frames();
+}
+
+#[test]
+fn bytes_go_where_the_copy_says() {
+    let world = World::new(3);
+    world.fill(1, 2, b"abcdefgh");
+    world.grant(1, 0, 0, 2, PERMIT | READONLY);
+    world.grant(2, 5, 0, 1, PERMIT);
+    assert_eq!(world.copy(0, piece(gref(1, 0, 2), own(0, 10), 3, FROM)), OKAY);
+    assert_eq!(&world.bytes(0, 0)[9..14], b"\0cde\0");
+    assert_eq!(world.copy(0, piece(own(0, 10), gref(2, 5, 4093), 3, TO)), OKAY);
+    assert_eq!(&world.bytes(2, 1)[4093..], b"cde");
+    assert_eq!(world.copy(0, piece(gref(1, 0, 0), gref(2, 5, 0), 8, FROM | TO)), OKAY);
+    assert_eq!(&world.bytes(2, 1)[..9], b"abcdefgh\0");
+    assert_eq!(world.copy(0, piece(own(0, 10), own(0, 11), 3, 0)), OKAY);
+    assert_eq!(&world.bytes(0, 0)[9..15], b"\0ccde\0", "overlapping");
+    for (d, reference) in [(1, 0), (2, 5)] {
+        assert_eq!(world.marks(d, reference), 0);
+    }
+    assert_eq!((world.references(1, 2), world.references(2, 1), world.references(0, 0)), (0, 0, 0));
+}
+
+#[test]
+fn a_copy_stays_in_its_pages_and_in_its_rights() {
+    let world = World::new(3);
+    world.grant(1, 0, 0, 2, PERMIT | READONLY);
+    world.grant(1, 1, 2, 2, PERMIT);
+    let cases = [
+        (piece(gref(1, 0, 4000), own(0, 0), 97, FROM), abi::GNTST_BAD_COPY_ARG),
+        (piece(gref(1, 0, 0), own(0, 4000), 97, FROM), abi::GNTST_BAD_COPY_ARG),
+        (piece(gref(1, 0, u16::MAX), own(0, 0), u16::MAX, FROM), abi::GNTST_BAD_COPY_ARG),
+        (piece(gref(1, 0, 4000), own(0, 4000), 96, FROM), OKAY),
+        (piece(own(0, 0), gref(1, 0, 0), 1, TO), abi::GNTST_PERMISSION_DENIED),
+        (piece(gref(1, 1, 0), own(0, 0), 1, FROM), abi::GNTST_BAD_GNTREF),
+        (piece(gref(1, 9, 0), own(0, 0), 1, FROM), abi::GNTST_BAD_GNTREF),
+        (piece(gref(9, 0, 0), own(0, 0), 1, FROM), abi::GNTST_BAD_DOMAIN),
+        (piece(own(0, 0), gref(9, 0, 0), 1, TO), abi::GNTST_BAD_DOMAIN),
+        (piece(own(77, 0), own(0, 0), 1, 0), abi::GNTST_BAD_PAGE),
+        (piece(gref(1, 0, 0), own(77, 0), 1, FROM), abi::GNTST_BAD_PAGE),
+        (piece(CopyPtr { domid: 1, ..own(2, 0) }, own(0, 0), 1, 0), abi::GNTST_PERMISSION_DENIED),
+        (piece(own(0, 0), CopyPtr { domid: 1, ..own(2, 0) }, 1, 0), abi::GNTST_PERMISSION_DENIED),
+        (piece(gref(1, 0, 0), own(0, 0), 1, FROM | 4), abi::GNTST_GENERAL_ERROR),
+    ];
+    for (op, status) in cases {
+        assert_eq!(world.copy(0, op), status, "{op:?}");
+        assert_eq!((world.marks(1, 0), world.marks(1, 1)), (0, 0), "{op:?}");
+    }
+    assert_eq!((world.references(1, 2), world.references(0, 0)), (0, 0));
+}
+
+#[test]
+fn a_copy_leaves_the_marks_of_mappings() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, reader) = world.map(0, 1, 0, 8, RO);
+    assert_eq!(world.copy(0, piece(own(0, 0), gref(1, 0, 0), 8, TO)), OKAY);
+    assert_eq!(world.marks(1, 0), READING);
+    world.unmap(0, reader, 8);
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn an_entry_rewritten_during_a_copy_does_not_redirect_it() {
+    let world = World::new(2);
+    world.fill(1, 0, b"granted");
+    world.fill(1, 1, b"secret!");
+    world.grant(1, 0, 0, 0, PERMIT);
+    let word = world.entry(1, 0);
+    // While the page is being looked up the granter points the entry elsewhere.
+    *world.doms[1].p2m.at_pin.borrow_mut() = Some(Box::new(move || {
+        assert_eq!(word.load(Ordering::SeqCst) & READING, READING, "marked while in use");
+        word.store(1 << 32 | PERMIT | READING, Ordering::SeqCst);
+    }));
+    assert_eq!(world.copy(0, piece(gref(1, 0, 0), own(0, 0), 7, FROM)), OKAY);
+    assert_eq!(&world.bytes(0, 0)[..7], b"granted");
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn a_granter_that_flips_its_entry_gets_old_or_new_and_no_leak() {
+    let world = World::new(2);
+    world.fill(1, 0, &[1; 64]);
+    world.fill(1, 1, &[2; 64]);
+    world.fill(1, 2, &[3; 64]);
+    let word = world.entry(1, 0);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // To this domain page 0 or 1; page 2 only ever to another one.
+            let granted = |gfn: u64, peer: u64| gfn << 32 | peer << 16 | PERMIT;
+            while !done.load(Ordering::Relaxed) {
+                for value in [granted(0, 0), granted(2, 7), granted(1, 0), 0] {
+                    word.store(value, Ordering::SeqCst);
+                }
+            }
+        });
+        for _ in 0..20_000 {
+            let status = world.copy(0, piece(gref(1, 0, 0), own(0, 0), 64, FROM));
+            assert!([OKAY, abi::GNTST_BAD_GNTREF, abi::GNTST_GENERAL_ERROR].contains(&status));
+            assert_ne!(world.bytes(0, 0)[0], 3, "a page granted to somebody else");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!((0..3).all(|gfn| world.references(1, gfn) == 0));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { d: usize, reference: u32, peer: u16, gfn: u64, flags: u64 },
+    Map { d: usize, granter: u16, reference: u32, gfn: u64, flags: u32 },
+    Unmap { d: usize, nth: usize, gfn_off: u64 },
+    Copy { d: usize, source: (u16, u64), dest: (u16, u64), flags: u16, at: (u16, u16, u16) },
+    GiveUp { d: usize, gfn: u64 },
+    Reborn { d: usize },
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let d = || 0..3usize;
+    let peer = || 0..3u16;
+    let flags = prop_oneof![
+        6 => Just(PERMIT),
+        2 => Just(PERMIT | READONLY),
+        1 => Just(0),
+        1 => Just(PERMIT | READING | WRITING)
+    ];
+    let at = || prop_oneof![3 => 0..64u16, 1 => 4080..4100u16];
+    let side = || (0..3u16, 0..RAM + 2);
+    prop_oneof![
+        6 => (d(), 0..REFS, peer(), 0..RAM + 1, flags)
+            .prop_map(|(d, reference, peer, gfn, flags)| Op::Write { d, reference, peer, gfn, flags }),
+        8 => (d(), peer(), 0..REFS, 7..HOLES.end, prop_oneof![Just(RW), Just(RO)])
+            .prop_map(|(d, granter, reference, gfn, flags)| Op::Map { d, granter, reference, gfn, flags }),
+        6 => (d(), 0..4usize, prop_oneof![5 => Just(0u64), 1 => Just(1)])
+            .prop_map(|(d, nth, gfn_off)| Op::Unmap { d, nth, gfn_off }),
+        8 => (d(), side(), side(), 0..4u16, (at(), at(), at()))
+            .prop_map(|(d, source, dest, flags, at)| Op::Copy { d, source, dest, flags, at }),
+        1 => (d(), 0..RAM).prop_map(|(d, gfn)| Op::GiveUp { d, gfn }),
+        1 => d().prop_map(|d| Op::Reborn { d }),
+    ]
+}
+
+/// One mapping as the model knows it.
+struct Mapped {
+    granter: usize,
+    life: u32,
+    reference: u32,
+    gfn: u64,
+    page: usize,
+    access: Access,
+}
+
+#[derive(Default)]
+struct ModelDomain {
+    life: u32,
+    entries: [u64; REFS as usize],
+    ram: BTreeMap<u64, usize>,
+    mapped: BTreeMap<u32, Mapped>,
+}
+
+/// The rules, written down without regard to speed, locks or races.
+struct Model {
+    domains: Vec<ModelDomain>,
+    pages: Vec<Vec<u8>>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let mut model = Self { domains: (0..3).map(|_| ModelDomain::default()).collect(), pages: Vec::new() };
+        (0..3).for_each(|d| model.give_ram(d));
+        model
+    }
+
+    fn give_ram(&mut self, d: usize) {
+        for gfn in 0..RAM {
+            self.domains[d].ram.insert(gfn, self.pages.len());
+            self.pages.push(vec![0; PAGE_SIZE]);
+        }
+    }
+
+    fn settle(&mut self, granter: usize, reference: u32) {
+        let life = self.domains[granter].life;
+        let users = |access| {
+            let all = self.domains.iter().flat_map(|d| d.mapped.values());
+            all.filter(|m| (m.granter, m.life, m.reference, m.access) == (granter, life, reference, access)).count()
+        };
+        let (readers, writers) = (users(Access::Read), users(Access::Write));
+        let entry = &mut self.domains[granter].entries[reference as usize];
+        if writers == 0 {
+            *entry &= !WRITING;
+            if readers == 0 {
+                *entry &= !READING;
+            }
+        }
+    }
+
+    fn pin(&mut self, granter: usize, reference: u32, peer: usize, access: Access) -> Result<usize, Refusal> {
+        let entry = self.domains[granter].entries.get_mut(reference as usize).ok_or(Refusal::BadRef)?;
+        if *entry & 3 != PERMIT || *entry >> 16 & 0xffff != peer as u64 {
+            return Err(Refusal::BadRef);
+        }
+        if access == Access::Write && *entry & READONLY != 0 {
+            return Err(Refusal::Denied);
+        }
+        *entry |= if access == Access::Write { READING | WRITING } else { READING };
+        let gfn = *entry >> 32;
+        let page = self.domains[granter].ram.get(&gfn).copied().ok_or(Refusal::BadPage);
+        if page.is_err() {
+            self.settle(granter, reference);
+        }
+        page
+    }
+
+    fn map(&mut self, d: usize, granter: usize, reference: u32, gfn: u64, flags: u32) -> Result<Mapped, Refusal> {
+        let access = if flags == RW { Access::Write } else { Access::Read };
+        let page = self.pin(granter, reference, d, access)?;
+        if !HOLES.contains(&gfn) || self.domains[d].mapped.values().any(|m| m.gfn == gfn) {
+            self.settle(granter, reference);
+            return Err(Refusal::BadAddress);
+        }
+        Ok(Mapped { granter, life: self.domains[granter].life, reference, gfn, page, access })
+    }
+
+    fn unmap(&mut self, d: usize, handle: u32) {
+        let gone = self.domains[d].mapped.remove(&handle).unwrap();
+        if self.domains[gone.granter].life == gone.life {
+            self.settle(gone.granter, gone.reference);
+        }
+    }
+
+    fn side(&mut self, d: usize, side: (u16, u64), by_grant: bool, access: Access) -> Result<usize, Refusal> {
+        if by_grant {
+            self.pin(usize::from(side.0), u32::try_from(side.1).unwrap(), d, access)
+        } else if usize::from(side.0) != d {
+            Err(Refusal::Denied)
+        } else {
+            self.domains[d].ram.get(&side.1).copied().ok_or(Refusal::BadPage)
+        }
+    }
+
+    fn copy(&mut self, d: usize, op: &GrantCopy) -> Result<(), Refusal> {
+        let (from, to, len) = (usize::from(op.source.offset), usize::from(op.dest.offset), usize::from(op.len));
+        if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
+            return Err(Refusal::BadCopy);
+        }
+        let (source, dest) = ((op.source.domid, op.source.frame), (op.dest.domid, op.dest.frame));
+        let read = self.side(d, source, op.flags & FROM != 0, Access::Read)?;
+        let write = self.side(d, dest, op.flags & TO != 0, Access::Write);
+        if let Ok(write) = write {
+            let bytes = self.pages[read][from..from + len].to_vec();
+            self.pages[write][to..to + len].copy_from_slice(&bytes);
+            if op.flags & TO != 0 {
+                self.settle(usize::from(dest.0), u32::try_from(dest.1).unwrap());
+            }
+        }
+        if op.flags & FROM != 0 {
+            self.settle(usize::from(source.0), u32::try_from(source.1).unwrap());
+        }
+        write.map(drop)
+    }
+}
+
+fn apply(world: &mut World, model: &mut Model, op: &Op) {
+    let status = |result: Result<(), Refusal>| result.map_or_else(Refusal::status, |()| OKAY);
+    match *op {
+        Op::Write { d, reference, peer, gfn, flags } => {
+            world.grant(d, reference, peer, gfn, flags);
+            model.domains[d].entries[reference as usize] = gfn << 32 | u64::from(peer) << 16 | flags;
+        }
+        Op::Map { d, granter, reference, gfn, flags } => {
+            let (got, handle) = world.map(d, granter, reference, gfn, flags);
+            match model.map(d, usize::from(granter), reference, gfn, flags) {
+                Ok(mapped) => {
+                    assert_eq!(got, OKAY);
+                    assert!(model.domains[d].mapped.insert(handle, mapped).is_none(), "a handle in use");
+                }
+                Err(refusal) => assert_eq!((got, handle), (refusal.status(), abi::INVALID_HANDLE)),
+            }
+        }
+        Op::Unmap { d, nth, gfn_off } => match model.domains[d].mapped.iter().nth(nth) {
+            Some((&handle, mapped)) if gfn_off != 0 => {
+                assert_eq!(world.unmap(d, handle, mapped.gfn + gfn_off), abi::GNTST_BAD_VIRT_ADDR);
+            }
+            Some((&handle, mapped)) => {
+                assert_eq!(world.unmap(d, handle, mapped.gfn), OKAY);
+                model.unmap(d, handle);
+            }
+            None => assert_eq!(world.unmap(d, 60 + low_u32(gfn_off), 8), abi::GNTST_BAD_HANDLE),
+        },
+        Op::Copy { d, source, dest, flags, at } => {
+            let side = |(domid, frame), offset| CopyPtr { frame, domid, offset };
+            let op = piece(side(source, at.0), side(dest, at.1), at.2, flags);
+            assert_eq!(world.copy(d, op), status(model.copy(d, &op)));
+        }
+        Op::GiveUp { d, gfn } => {
+            if model.domains[d].ram.remove(&gfn).is_some() {
+                let Some(Place::Ram(mfn)) = world.doms[d].p2m.places.borrow_mut().remove(&gfn) else { panic!() };
+                world.frames.give_up(mfn, Order::PAGE, DomId::new(u16::try_from(d).unwrap())).unwrap();
+            }
+        }
+        Op::Reborn { d } => {
+            world.doms[d].destroy(world);
+            world.doms[d] = Dom::new(DomId::new(u16::try_from(d).unwrap()), world.frames);
+            let handles: Vec<u32> = model.domains[d].mapped.keys().copied().collect();
+            handles.iter().for_each(|handle| model.unmap(d, *handle));
+            let life = model.domains[d].life + 1;
+            model.domains[d] = ModelDomain { life, ..ModelDomain::default() };
+            model.give_ram(d);
+        }
+    }
+}
+
+fn compare(world: &World, model: &Model) {
+    let users = |page: usize| model.domains.iter().flat_map(|d| d.mapped.values()).filter(|m| m.page == page).count();
+    let check = |d: usize, gfn: u64, page: usize| {
+        assert_eq!(world.references(d, gfn) as usize, users(page));
+        assert_eq!(world.bytes(d, gfn), model.pages[page]);
+    };
+    for (d, expected) in model.domains.iter().enumerate() {
+        for (reference, entry) in (0..).zip(expected.entries) {
+            assert_eq!(world.entry(d, reference).load(Ordering::SeqCst), entry, "{d} {reference}");
+        }
+        expected.ram.iter().for_each(|(gfn, page)| check(d, *gfn, *page));
+        for mapped in expected.mapped.values() {
+            check(d, mapped.gfn, mapped.page);
+            let places = world.doms[d].p2m.places.borrow();
+            assert!(matches!(&places[&mapped.gfn], Place::Grant(_, access) if *access == mapped.access));
+        }
+        assert_eq!(world.doms[d].table.nr_mapped() as usize, expected.mapped.len());
+        assert_eq!(world.doms[d].p2m.places.borrow().len(), expected.ram.len() + expected.mapped.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn any_history_is_what_the_model_says(history in proptest::collection::vec(ops(), 1..80)) {
+        let mut world = World::new(3);
+        let mut model = Model::new();
+        for op in &history {
+            apply(&mut world, &mut model, op);
+            compare(&world, &model);
+        }
+        for dom in &world.doms {
+            dom.destroy(&world);
+        }
+        for d in 0..3 {
+            assert_eq!(world.frames.account(DomId::new(d)).unwrap().0, Usage::default());
+        }
+        assert_eq!(world.frames.free_frames().total, 96);
+    }
+}
