@@ -24,6 +24,7 @@ mod report;
 mod run;
 mod setup;
 mod symbolize;
+mod test;
 mod tool;
 mod workspace;
 
@@ -49,6 +50,8 @@ enum Command {
     Image(image::Options),
     /// Boot the hypervisor in an emulator
     Run(Box<run::Options>),
+    /// Run the checks: format, lints, documentation, unit tests, and boots in emulators
+    Test(test::Options),
     /// Say what this machine has and lacks, and which emulator would be used and why
     Doctor,
     /// Count the hypervisor's lines of code and its unsafe share
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Build(options) => compile::command(&options),
         Command::Image(options) => image::command(&options),
         Command::Run(options) => run::command(&options),
+        Command::Test(options) => test::command(&options),
         Command::Doctor => doctor::command(),
         Command::Loc(options) => loc::command(&options),
         Command::Symbolize(options) => symbolize::command(&options),

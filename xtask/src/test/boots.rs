@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The checks that boot the hypervisor in an emulator.
+//!
+//! All of them boot the same two builds, made once when the first of them is about to run. A build that fails makes
+//! each of them a failure, with that cause.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use isthmus_tests::verdict::{self, Ended, Verdict};
+use isthmus_tests::{Backend, boots};
+
+use super::Check;
+use crate::compile::{self, Profile, Program};
+use crate::console::{self, End, Log};
+use crate::emulator::{self, Emulator, Machine, bochs};
+use crate::launch::{Launch, RunDir, Via};
+use crate::run::{self, guests::Guest};
+use crate::symbolize::Symbols;
+
+/// A check of the list on one backend.
+pub(super) struct Boot {
+    check: &'static isthmus_tests::Check,
+    backend: Backend,
+}
+
+/// The programs that are booted, or why there are none.
+struct Built {
+    hypervisor: PathBuf,
+    guests: Vec<Program>,
+}
+
+static BUILT: OnceLock<Result<Built, String>> = OnceLock::new();
+
+/// Every check on each of its backends.
+pub(super) fn all() -> impl Iterator<Item = Boot> {
+    boots::CHECKS.iter().flat_map(|check| check.backends.iter().map(move |&backend| Boot { check, backend }))
+}
+
+/// Compiles what the checks boot, the first time.
+fn built() -> Result<&'static Built> {
+    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    built.as_ref().map_err(|why| anyhow!("{why}"))
+}
+
+fn build() -> Result<Built> {
+    Ok(Built { hypervisor: compile::hypervisor(Profile::Checked)?.path, guests: compile::guests(Profile::Checked)? })
+}
+
+impl Boot {
+    pub(super) fn tier(&self) -> isthmus_tests::Tier {
+        self.check.tier
+    }
+
+    fn emulator(&self) -> Emulator {
+        match self.backend {
+            Backend::Svm => Emulator::Qemu,
+            Backend::Vmx => Emulator::Bochs,
+        }
+    }
+
+    fn launch(&self, built: &Built, dir: &Path) -> Result<Launch> {
+        let mut modules = Vec::new();
+        for guest in self.check.guests {
+            let program = built.guests.iter().find(|program| program.name == guest.program);
+            let path = &program.with_context(|| format!("package test-guests has no program {}", guest.program))?.path;
+            let guest = Guest::parse(&format!("{}:{}", path.display(), guest.words)).map_err(|why| anyhow!(why))?;
+            modules.extend(guest.modules(dir)?);
+        }
+        let cmdline = run::hypervisor_cmdline(self.emulator(), Some(self.check.hv_append));
+        Ok(Launch { hypervisor: built.hypervisor.clone(), cmdline, modules })
+    }
+
+    fn machine(&self, boot: emulator::Boot) -> Machine {
+        Machine {
+            cpus: self.check.cpus,
+            bochs_cpu: bochs::Cpu::quick(self.check.bochs_model),
+            ..Machine::new(boot, self.check.memory_mib)
+        }
+    }
+}
+
+impl Check for Boot {
+    fn name(&self) -> String {
+        format!("{}/{}", self.check.name, self.backend.name())
+    }
+
+    fn run(&self, log_file: &Path) -> Result<Verdict> {
+        // An old log must not be taken for this run's.
+        fs::write(log_file, "")?;
+        let built = built()?;
+        let dir = RunDir::create(&self.name().replace('/', "."))?;
+        let via = if self.check.by_grub { Via::Grub } else { Via::Quickest };
+        let boot = self.launch(built, dir.path())?.prepare(self.emulator(), via, dir.path())?;
+        let log = Mutex::new(Log::to_file(log_file)?);
+        let deadline = Instant::now() + Duration::from_secs(self.check.limit_seconds);
+        let mut running = emulator::start(self.emulator(), self.machine(boot), dir.path(), false)?;
+        let end = console::watch(&mut running, &log, Some(deadline), |_| Ok(()))?;
+        let ended = match end {
+            End::Status(status) => Ended::Status(status),
+            End::Panicked => Ended::Panic,
+            End::TimedOut => Ended::TooLate,
+            End::Silent | End::Interrupted => Ended::Silently,
+        };
+        let text = String::from_utf8_lossy(&fs::read(log_file)?).into_owned();
+        if end == End::Silent {
+            append(log_file, &format!("\nthe emulator's last words:\n{}\n", running.said()))?;
+        }
+        if end == End::Panicked {
+            append(log_file, &explained(&console::lock(&log), &built.hypervisor)?)?;
+        }
+        Ok(verdict::judge(self.check, &text, ended))
+    }
+}
+
+/// The backtrace of a panic in words.
+fn explained(log: &Log, hypervisor: &Path) -> Result<String> {
+    let symbols = Symbols::open(hypervisor)?;
+    let mut text = "\nbacktrace:\n".to_owned();
+    for line in log.backtrace() {
+        text += &format!("{line}\n");
+        for frame in symbols.describe(line) {
+            text += &format!("       {frame}\n");
+        }
+    }
+    Ok(text)
+}
+
+fn append(file: &Path, text: &str) -> Result<()> {
+    let mut file = OpenOptions::new().append(true).open(file).context("reopening the log")?;
+    file.write_all(text.as_bytes()).context("writing to the log")
+}
