@@ -171,7 +171,7 @@ fn arm(deadline: Ticks) {
     let rate = COUNTS_PER_MEBITICK.load(Ordering::Relaxed);
     // Rounded up, so that the timer does not fire just before the deadline; a distance beyond
     // the counter fires early and is armed again.
-    let counts = (u128::from(ticks) * u128::from(rate) >> 20) + 1;
+    let counts = ((u128::from(ticks) * u128::from(rate)) >> 20) + 1;
     write(reg::TIMER_INITIAL, u32::try_from(counts).unwrap_or(u32::MAX));
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn uptime_micros() -> u64 {
     let khz = KHZ.load(Ordering::Relaxed);
     let ticks = cpu::rdtsc().raw().wrapping_sub(BOOT_TSC.load(Ordering::Relaxed));
     // 2^64 / 1000 ticks are 50 days at 4 GHz; after that the log's clock starts again.
-    if khz == 0 { 0 } else { ticks.wrapping_mul(1000) / khz }
+    ticks.wrapping_mul(1000).checked_div(khz).unwrap_or(0)
 }
 
 /// The time-stamp counter at [`start`].
@@ -48,7 +48,7 @@ pub(crate) fn boot_tsc() -> u64 {
 
 fn measure() -> Option<u64> {
     let [low, high] = MEASURE_COUNTS.to_le_bytes();
-    // SAFETY (all port accesses of this function): the PIT and the speaker gate start no DMA and
+    // SAFETY: for all port accesses of this function: the PIT and the speaker gate start no DMA and
     // no guest runs yet that could use them.
     let gate = unsafe { cpu::inb(GATE) };
     // Gate on, speaker off; channel 2, both bytes, mode 0: the output rises when the count ends.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The end: what is printed when the hypervisor's own invariants break, and what follows.
 //!
-//! The report starts with `PANIC`, gives registers where a trap caused it, and a backtrace of
+//! The report starts with `(isthmus) PANIC: `, gives registers where a trap caused it, and a backtrace of
 //! return addresses as `  #N 0xADDRESS`, which `cargo xtask` turns into functions and lines.
 
 use core::panic::PanicInfo;
@@ -30,7 +30,7 @@ pub(crate) fn set_policy(policy: Policy) {
 #[panic_handler]
 fn rust_panic(info: &PanicInfo<'_>) -> ! {
     begin();
-    console::print(format_args!("PANIC: {info}\n"));
+    console::print(format_args!("(isthmus) PANIC: {info}\n"));
     finish(frame_pointer())
 }
 
@@ -38,7 +38,7 @@ fn rust_panic(info: &PanicInfo<'_>) -> ! {
 pub(crate) fn fatal_trap(frame: &TrapFrame, name: &str) -> ! {
     begin();
     console::print(format_args!(
-        "PANIC: {name} (vector {}, error code {:#x}) at {:#x}, CR2 {:#x}\n",
+        "(isthmus) PANIC: {name} (vector {}, error code {:#x}) at {:#x}, CR2 {:#x}\n",
         frame.vector,
         frame.error_code,
         frame.rip,
@@ -87,7 +87,7 @@ fn frame_pointer() -> u64 {
 fn backtrace(mut frame_pointer: u64) {
     const MAX_DEPTH: usize = 32;
     for depth in 1..=MAX_DEPTH {
-        let on_stack = frame_pointer % 8 == 0
+        let on_stack = frame_pointer.is_multiple_of(8)
             && frame_pointer >= layout::boot_stack_guard() + 0x1000
             && frame_pointer < layout::nmi_stack_top() - 16;
         if !on_stack || is_guard(frame_pointer) || is_guard(frame_pointer + 8) {
