@@ -26,6 +26,8 @@ const LINE_BYTES: usize = 4096;
 const POLL: Duration = Duration::from_millis(50);
 /// How long the machine may go on after its end was announced, to print a backtrace for example.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// The same after the announcement of a status, which is the last line there is.
+const AFTER_STATUS: Duration = Duration::from_secs(1);
 
 const OURS: &str = "(isthmus)";
 const STATUS: &str = "machine exit status=";
@@ -82,8 +84,6 @@ impl Log {
 
     fn finish_line(&mut self) {
         let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
-        // A panic's report begins on a line of its own.
-        self.has_panicked |= line.starts_with(PANIC);
         // A guest's lines have its own prefix, whatever else it writes into them.
         if let Some((before, ours)) = line.split_once(OURS)
             && !before.starts_with("(d")
@@ -147,7 +147,7 @@ pub(crate) fn watch(
         }
         let now = Instant::now();
         if let Some((end, since)) = announced
-            && now > since + LAST_WORDS
+            && now > since + if matches!(end, End::Status(_)) { AFTER_STATUS } else { LAST_WORDS }
         {
             break end;
         }
@@ -155,10 +155,11 @@ pub(crate) fn watch(
             break announced.map_or(End::TimedOut, |(end, _)| end);
         }
     };
-    // A machine that has closed its serial line is about to end; every other is not.
-    if matches!(end, End::TimedOut | End::Interrupted) || running.wait(LAST_WORDS).is_none() {
-        running.end();
+    // A machine that has closed its serial line without a word may have something to say on the emulator's own.
+    if end == End::Silent {
+        running.wait(LAST_WORDS);
     }
+    running.end();
     Ok(end)
 }
 
