@@ -19,6 +19,7 @@ pub mod evtchn;
 pub mod exit;
 pub mod frame;
 pub mod grant;
+pub mod guest_mem;
 pub mod lock;
 pub mod mem;
 pub mod p2m;
