@@ -8,3 +8,4 @@
 pub mod ioapic;
 pub mod lapic;
 pub mod lapic_timer;
+pub mod pvclock;
