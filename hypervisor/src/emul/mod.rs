@@ -5,6 +5,7 @@
 //! the control domain, the PV clock with its timers. Everything else is a process in a domain.
 //! None of it touches hardware except through a trait, so all of it is tested on the host.
 
+pub mod decode;
 pub mod ioapic;
 pub mod lapic;
 pub mod lapic_timer;
