@@ -102,6 +102,11 @@ impl<T> Lock<T> {
         }
     }
 
+    /// The value, out of a lock that nobody needs any more.
+    pub fn into_inner(self) -> T {
+        self.inner.into_inner()
+    }
+
     /// The value, for somebody who has the lock to himself.
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()

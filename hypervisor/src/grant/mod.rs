@@ -23,6 +23,7 @@
 
 pub mod copy;
 pub mod map;
+pub mod memory;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use guest_abi::{DomId, Gfn};
 
 use crate::addr::Mfn;
 use crate::frame::FrameRef;
+pub use memory::P2mMemory;
 pub use table::{GrantTable, Limits};
 pub use track::Mapping;
 

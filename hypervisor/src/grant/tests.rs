@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::GrantRef;
@@ -13,51 +14,80 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use super::*;
 use crate::addr::{Order, PAGE_SIZE};
 use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage, test_table};
-use crate::lock;
+use crate::lock::{self, Lock, Rank};
+use crate::p2m::{Backing, FlushSite, Flusher, Format, Leaf, P2m, P2mKind, P2mView, TlbState, UnmappedBatch};
 use crate::progress::Progress;
 
 const RAM: u64 = 4;
 const HOLES: std::ops::Range<u64> = 8..12;
 const REFS: u32 = 6;
+/// Pages of a p2m that maps low guest frames only.
+const TABLES: u64 = 4;
 const READING: u64 = abi::GTF_READING as u64;
 const WRITING: u64 = abi::GTF_WRITING as u64;
 const READONLY: u64 = abi::GTF_READONLY as u64;
 const PERMIT: u64 = abi::GTF_PERMIT_ACCESS as u64;
 
-enum Place {
-    Ram(Mfn),
-    Grant(FrameRef, Access),
-}
-
 type Hook = Box<dyn Fn()>;
 
-/// A p2m as a map.
-struct FakeP2m {
-    domain: DomId,
-    frames: &'static FrameTable,
-    places: RefCell<BTreeMap<u64, Place>>,
-    flushes: Cell<u32>,
-    at_flush: RefCell<Option<Hook>>,
-    at_pin: RefCell<Option<Hook>>,
-}
+/// A CPU whose TLB is empty.
+struct NoTlb;
 
-impl FakeP2m {
-    fn mfn(&self, gfn: u64) -> Mfn {
-        match self.places.borrow()[&gfn] {
-            Place::Ram(mfn) => mfn,
-            Place::Grant(ref frame, _) => frame.mfn(),
+impl Flusher for NoTlb {
+    fn flush(&self, tlb: &TlbState, generation: u64) {
+        for pcpu in 0..crate::pcpu::MAX_PCPUS {
+            tlb.flushed(pcpu, generation);
         }
     }
 }
 
-impl Memory for FakeP2m {
-    type Removed = Vec<FrameRef>;
+/// A domain's memory, and a look at what happens in it.
+struct TestMemory {
+    p2m: Lock<P2m>,
+    view: P2mView,
+    tlb: Arc<TlbState>,
+    at_flush: RefCell<Option<Hook>>,
+    at_pin: RefCell<Option<Hook>>,
+}
 
-    fn pin(&self, gfn: Gfn, _: Access) -> Result<FrameRef, Refusal> {
-        let frame = match self.places.borrow().get(&gfn.raw()) {
-            Some(Place::Ram(mfn)) => self.frames.get(*mfn, self.domain).map_err(|_| Refusal::BadPage),
-            _ => Err(Refusal::BadPage),
-        };
+impl TestMemory {
+    fn new(domain: DomId, frames: &'static FrameTable) -> Self {
+        let mut p2m = P2m::new(frames, domain, Format::Ept, 1, Order::MIB_2).unwrap();
+        for gfn in 0..RAM {
+            p2m.populate(Gfn::new(gfn), Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
+        }
+        let (view, tlb) = (p2m.view(), p2m.tlb().clone());
+        let p2m = Lock::for_domain(Rank::P2m, domain, p2m);
+        Self { p2m, view, tlb, at_flush: RefCell::default(), at_pin: RefCell::default() }
+    }
+
+    fn real(&self) -> P2mMemory<'_, NoTlb> {
+        P2mMemory::new(&self.p2m, self.view, &self.tlb, &NoTlb)
+    }
+
+    fn leaf(&self, gfn: u64) -> Option<Leaf> {
+        self.view.lookup(Gfn::new(gfn))
+    }
+
+    fn mfn(&self, gfn: u64) -> Mfn {
+        self.leaf(gfn).unwrap().mfn
+    }
+
+    fn nr_mapped(&self) -> usize {
+        (0..HOLES.end).filter(|gfn| self.leaf(*gfn).is_some()).count()
+    }
+
+    fn give_up(&self, gfn: u64) {
+        let token = self.p2m.lock().depopulate(Gfn::new(gfn), Order::PAGE).unwrap();
+        token.release(&self.tlb.flush(&NoTlb, FlushSite::Balloon));
+    }
+}
+
+impl Memory for TestMemory {
+    type Removed = UnmappedBatch;
+
+    fn pin(&self, gfn: Gfn, access: Access) -> Result<FrameRef, Refusal> {
+        let frame = self.real().pin(gfn, access);
         if let Some(hook) = &*self.at_pin.borrow() {
             hook();
         }
@@ -65,37 +95,25 @@ impl Memory for FakeP2m {
     }
 
     fn map_grant(&self, gfn: Gfn, frame: FrameRef, access: Access) -> Result<(), Refusal> {
-        if !HOLES.contains(&gfn.raw()) || self.places.borrow().contains_key(&gfn.raw()) {
-            return Err(Refusal::BadAddress);
-        }
-        self.places.borrow_mut().insert(gfn.raw(), Place::Grant(frame, access));
-        Ok(())
+        self.real().map_grant(gfn, frame, access)
     }
 
-    fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut Vec<FrameRef>) {
-        let mut places = self.places.borrow_mut();
-        if matches!(places.get(&gfn.raw()), Some(Place::Grant(frame, _)) if frame.mfn() == mfn)
-            && let Some(Place::Grant(frame, _)) = places.remove(&gfn.raw())
-        {
-            removed.push(frame);
-        }
+    fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut UnmappedBatch) {
+        self.real().unmap_grant(gfn, mfn, removed);
     }
 
-    fn flush(&self, removed: Vec<FrameRef>) {
+    fn flush(&self, removed: UnmappedBatch) {
         assert!(lock::holds_none(), "a flush waits for other CPUs");
-        if !removed.is_empty() {
-            self.flushes.set(self.flushes.get() + 1);
-        }
         if let Some(hook) = &*self.at_flush.borrow() {
             hook();
         }
-        drop(removed);
+        self.real().flush(removed);
     }
 }
 
 struct Dom {
     table: GrantTable,
-    p2m: FakeP2m,
+    p2m: TestMemory,
 }
 
 struct World {
@@ -105,9 +123,9 @@ struct World {
 }
 
 impl Parties for World {
-    type Memory = FakeP2m;
+    type Memory = TestMemory;
 
-    fn with<R>(&self, domain: DomId, act: impl FnOnce(Party<'_, FakeP2m>) -> R) -> Option<R> {
+    fn with<R>(&self, domain: DomId, act: impl FnOnce(Party<'_, TestMemory>) -> R) -> Option<R> {
         if self.hidden.get() == Some(domain) {
             return None;
         }
@@ -118,23 +136,13 @@ impl Parties for World {
 impl Dom {
     fn new(domain: DomId, frames: &'static FrameTable) -> Self {
         frames.open_account(domain, FrameLimits::NONE).unwrap();
-        let places = (0..RAM)
-            .map(|gfn| (gfn, Place::Ram(frames.alloc(Order::PAGE, domain, FrameType::Ram, Fill::Zeroed).unwrap())))
-            .collect();
-        let p2m = FakeP2m {
-            domain,
-            frames,
-            places: RefCell::new(places),
-            flushes: Cell::new(0),
-            at_flush: RefCell::new(None),
-            at_pin: RefCell::new(None),
-        };
+        let p2m = TestMemory::new(domain, frames);
         let table = GrantTable::new(domain, frames, Limits { frames: 2, mappings: 64 });
         table.frame(0).unwrap();
         Self { table, p2m }
     }
 
-    fn party(&self) -> Party<'_, FakeP2m> {
+    fn party(&self) -> Party<'_, TestMemory> {
         Party { table: &self.table, memory: &self.p2m }
     }
 
@@ -142,13 +150,19 @@ impl Dom {
     fn destroy(&self, world: &World) {
         self.table.begin_destroy();
         while map::unmap_all(self.party(), world) == Progress::Again {}
-        for (_, place) in std::mem::take(&mut *self.p2m.places.borrow_mut()) {
-            match place {
-                Place::Ram(mfn) => self.p2m.frames.give_up(mfn, Order::PAGE, self.table.domain()).unwrap(),
-                Place::Grant(..) => panic!("a mapping survived its domain"),
-            }
+        let mut from = Some(Gfn::new(0));
+        while let Some(at) = from {
+            let (batch, next) = self.p2m.p2m.lock().drain(at);
+            batch.flush(&self.p2m.tlb, &NoTlb, FlushSite::Teardown);
+            from = next;
         }
         self.table.release_frames();
+    }
+}
+
+impl Dom {
+    fn free(self) {
+        self.p2m.p2m.into_inner().free(&NoTlb);
     }
 }
 
@@ -238,7 +252,7 @@ fn a_mapping_holds_the_page_and_marks_the_entry() {
     assert_eq!(world.unmap(0, handle, 8), OKAY);
     assert_eq!(world.marks(1, 3), 0);
     assert_eq!(world.references(1, 2), 0);
-    assert!(!world.doms[0].p2m.places.borrow().contains_key(&8));
+    assert_eq!(world.doms[0].p2m.leaf(8), None);
     assert_eq!(world.unmap(0, handle, 8), abi::GNTST_BAD_HANDLE, "once");
 }
 
@@ -270,6 +284,16 @@ fn marks_stay_until_the_flush_is_done() {
     }));
     assert_eq!(world.unmap(0, handle, 8), OKAY);
     assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+#[should_panic = "honoured"]
+fn an_unmap_without_its_flush_is_caught() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, handle) = world.map(0, 1, 0, 8, RW);
+    world.doms[0].p2m.tlb.enter(0);
+    without_flush(FlushSite::GrantUnmap, || world.unmap(0, handle, 8));
 }
 
 #[test]
@@ -364,7 +388,7 @@ fn a_batch_costs_one_flush() {
         ops.map(|op| UnmapGrantRef { host_addr: op.host_addr, handle: op.handle, ..UnmapGrantRef::default() });
     map::unmap(world.doms[0].party(), &mut ops, &world);
     assert!(ops.iter().all(|op| op.status == OKAY));
-    assert_eq!(world.doms[0].p2m.flushes.get(), 1);
+    assert_eq!(world.doms[0].p2m.tlb.flushes(FlushSite::GrantUnmap), 1);
     for i in 0..4 {
         assert_eq!(world.marks(1 + i / 2, u32::try_from(i).unwrap()), 0);
     }
@@ -419,12 +443,12 @@ fn the_page_outlives_its_granter() {
     let (_, handle) = world.map(0, 1, 0, 8, RW);
     world.doms[1].destroy(&world);
     assert_eq!(&world.bytes(0, 8)[..10], b"still here");
-    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage { ram: 1, overhead: 0 });
+    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage { ram: 1, overhead: TABLES });
     assert_eq!(world.map(0, 1, 0, 9, RW).0, abi::GNTST_BAD_DOMAIN);
     assert_eq!(world.copy(0, piece(gref(1, 0, 0), own(0, 0), 1, FROM)), abi::GNTST_BAD_DOMAIN);
     world.hidden.set(Some(DomId::new(1)));
     assert_eq!(world.unmap(0, handle, 8), OKAY);
-    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage::default());
+    assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage { ram: 0, overhead: TABLES });
     assert_eq!(world.map(0, 1, 0, 9, RW).0, abi::GNTST_BAD_DOMAIN, "not found at all");
 }
 
@@ -434,7 +458,8 @@ fn an_old_mapping_does_not_count_against_the_next_domain_of_that_id() {
     world.grant(1, 0, 0, 0, PERMIT);
     let (_, old) = world.map(0, 1, 0, 8, RW);
     world.doms[1].destroy(&world);
-    world.doms[1] = Dom::new(DomId::new(1), world.frames);
+    let next = Dom::new(DomId::new(1), world.frames);
+    std::mem::replace(&mut world.doms[1], next).free();
     world.grant(1, 0, 0, 0, PERMIT);
     let (status, new) = world.map(0, 1, 0, 9, RW);
     assert_eq!(status, OKAY);
@@ -605,7 +630,7 @@ fn ops() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (d(), 0..REFS, peer(), 0..RAM + 1, flags)
             .prop_map(|(d, reference, peer, gfn, flags)| Op::Write { d, reference, peer, gfn, flags }),
-        8 => (d(), peer(), 0..REFS, 7..HOLES.end, prop_oneof![Just(RW), Just(RO)])
+        8 => (d(), peer(), 0..REFS, RAM - 1..HOLES.end, prop_oneof![Just(RW), Just(RO)])
             .prop_map(|(d, granter, reference, gfn, flags)| Op::Map { d, granter, reference, gfn, flags }),
         6 => (d(), 0..4usize, prop_oneof![5 => Just(0u64), 1 => Just(1)])
             .prop_map(|(d, nth, gfn_off)| Op::Unmap { d, nth, gfn_off }),
@@ -690,7 +715,7 @@ impl Model {
     fn map(&mut self, d: usize, granter: usize, reference: u32, gfn: u64, flags: u32) -> Result<Mapped, Refusal> {
         let access = if flags == RW { Access::Write } else { Access::Read };
         let page = self.pin(granter, reference, d, access)?;
-        if !HOLES.contains(&gfn) || self.domains[d].mapped.values().any(|m| m.gfn == gfn) {
+        if self.domains[d].ram.contains_key(&gfn) || self.domains[d].mapped.values().any(|m| m.gfn == gfn) {
             self.settle(granter, reference);
             return Err(Refusal::BadAddress);
         }
@@ -770,13 +795,13 @@ fn apply(world: &mut World, model: &mut Model, op: &Op) {
         }
         Op::GiveUp { d, gfn } => {
             if model.domains[d].ram.remove(&gfn).is_some() {
-                let Some(Place::Ram(mfn)) = world.doms[d].p2m.places.borrow_mut().remove(&gfn) else { panic!() };
-                world.frames.give_up(mfn, Order::PAGE, DomId::new(u16::try_from(d).unwrap())).unwrap();
+                world.doms[d].p2m.give_up(gfn);
             }
         }
         Op::Reborn { d } => {
             world.doms[d].destroy(world);
-            world.doms[d] = Dom::new(DomId::new(u16::try_from(d).unwrap()), world.frames);
+            let next = Dom::new(DomId::new(u16::try_from(d).unwrap()), world.frames);
+            std::mem::replace(&mut world.doms[d], next).free();
             let handles: Vec<u32> = model.domains[d].mapped.keys().copied().collect();
             handles.iter().for_each(|handle| model.unmap(d, *handle));
             let life = model.domains[d].life + 1;
@@ -799,11 +824,11 @@ fn compare(world: &World, model: &Model) {
         expected.ram.iter().for_each(|(gfn, page)| check(d, *gfn, *page));
         for mapped in expected.mapped.values() {
             check(d, mapped.gfn, mapped.page);
-            let places = world.doms[d].p2m.places.borrow();
-            assert!(matches!(&places[&mapped.gfn], Place::Grant(_, access) if *access == mapped.access));
+            let kind = if mapped.access == Access::Read { P2mKind::GrantRo } else { P2mKind::GrantRw };
+            assert_eq!(world.doms[d].p2m.leaf(mapped.gfn).unwrap().kind, kind);
         }
         assert_eq!(world.doms[d].table.nr_mapped() as usize, expected.mapped.len());
-        assert_eq!(world.doms[d].p2m.places.borrow().len(), expected.ram.len() + expected.mapped.len());
+        assert_eq!(world.doms[d].p2m.nr_mapped(), expected.ram.len() + expected.mapped.len());
     }
 }
 
@@ -820,6 +845,7 @@ proptest! {
         for dom in &world.doms {
             dom.destroy(&world);
         }
+        world.doms.into_iter().for_each(Dom::free);
         for d in 0..3 {
             assert_eq!(world.frames.account(DomId::new(d)).unwrap().0, Usage::default());
         }
