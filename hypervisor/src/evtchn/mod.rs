@@ -40,7 +40,7 @@ pub use port::{Port, PortState};
 use crate::addr::{Hpa, Mfn, PAGE_SIZE};
 use crate::lock::{Lock, LockGuard, Rank};
 use crate::mem::PhysMem;
-use crate::progress::Progress;
+pub use crate::progress::Progress;
 use port::PortTable;
 use two_level::{NR_PORTS, Raised, TwoLevel, VCPU_INFO_BYTES};
 

@@ -124,11 +124,11 @@ fn take<M: Memory>(
         if domain != DomId::SELF && domain != me.table.domain() {
             return Err(Refusal::Denied);
         }
-        return me.memory.pin(Gfn::new(side.frame), access);
+        return me.memory.pin(Gfn::new(side.frame));
     };
     let reference = GrantRef::new(low_u32(side.frame));
     let gfn = table.pin(reference, me.table.domain(), access)?;
-    owner.memory.pin(gfn, access).inspect_err(|_| table.settle(reference))
+    owner.memory.pin(gfn).inspect_err(|_| table.settle(reference))
 }
 
 /// Ends the use of an entry.

@@ -16,6 +16,7 @@ use guest_abi::{DomId, Gfn, Gpa, GrantRef};
 use super::table::{GrantTable, Inner, Locked, lock_both};
 use super::track::Mapping;
 use super::{Access, BATCH, Memory, Parties, Party, Refusal, with_party};
+use crate::p2m::UnmappedBatch;
 use crate::progress::Progress;
 
 /// The mapper's table and the granter's, locked; they may be one.
@@ -81,7 +82,7 @@ fn map_one<M: Memory>(
     }
     pair.mine.tracks.ensure_room()?;
     let granted = pair.granter().pin(reference, me.table.domain(), access)?;
-    let mapped = peer.memory.pin(granted, access).and_then(|frame| {
+    let mapped = peer.memory.pin(granted).and_then(|frame| {
         let mfn = frame.mfn();
         me.memory.map_grant(gfn, frame, access).map(|()| mfn)
     });
@@ -141,7 +142,7 @@ type Closed = Option<(u32, Mapping)>;
 pub fn unmap<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [UnmapGrantRef], parties: &P) {
     assert!(ops.len() <= BATCH);
     let mut closed: [Closed; BATCH] = [None; BATCH];
-    let mut removed = <P::Memory as Memory>::Removed::default();
+    let mut removed = UnmappedBatch::new();
     {
         let mut mine = me.table.lock();
         for (op, closed) in ops.iter_mut().zip(&mut closed) {
@@ -155,7 +156,7 @@ pub fn unmap<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [UnmapGrantRef], pa
             }
         }
     }
-    me.memory.flush(removed);
+    parties.flush(me.memory, removed);
     settle_closed(me, &closed[..ops.len()], parties);
 }
 
@@ -170,7 +171,7 @@ fn checked_mapping(mine: &mut Inner, op: &UnmapGrantRef) -> Result<Mapping, Refu
     Ok(mapping)
 }
 
-fn close<M: Memory>(mine: &mut Inner, me: Party<'_, M>, handle: u32, mapping: Mapping, removed: &mut M::Removed) {
+fn close<M: Memory>(mine: &mut Inner, me: Party<'_, M>, handle: u32, mapping: Mapping, removed: &mut UnmappedBatch) {
     me.memory.unmap_grant(mapping.gfn, mapping.mfn, removed);
     mine.tracks.close(handle);
 }
@@ -199,7 +200,7 @@ fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &[Closed], partie
 /// Unmaps what a dying domain has mapped, a batch in each call.
 pub fn unmap_all<P: Parties>(me: Party<'_, P::Memory>, parties: &P) -> Progress {
     let mut closed: [Closed; BATCH] = [None; BATCH];
-    let mut removed = <P::Memory as Memory>::Removed::default();
+    let mut removed = UnmappedBatch::new();
     let progress = {
         let mut mine = me.table.lock();
         mine.is_dying = true;
@@ -212,7 +213,7 @@ pub fn unmap_all<P: Parties>(me: Party<'_, P::Memory>, parties: &P) -> Progress 
         }
         if mine.tracks.next_mapped(from).is_some() { Progress::Again } else { Progress::Done }
     };
-    me.memory.flush(removed);
+    parties.flush(me.memory, removed);
     settle_closed(me, &closed, parties);
     progress
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A domain's p2m as grants use it.
+//! A domain's guest-physical memory, as far as grants concern it.
 //!
 //! Lookups take no lock: what they find is confirmed by the frame table, which knows the owner. A
 //! mapping is one entry, changed under the p2m's lock; its reference lives in the entry and comes
@@ -7,59 +7,58 @@
 
 use guest_abi::Gfn;
 
-use super::{Access, BATCH, Memory, Refusal};
+use super::{Access, BATCH, Refusal};
 use crate::addr::{Mfn, Order};
 use crate::frame::FrameRef;
 use crate::lock::Lock;
-use crate::p2m::{FlushSite, Flusher, P2m, P2mError, P2mKind, P2mView, TlbState, UnmappedBatch};
+use crate::p2m::{P2m, P2mError, P2mKind, P2mView, UnmappedBatch};
 
 const _: () = assert!(BATCH <= UnmappedBatch::CAPACITY, "one batch of unmaps is one batch of tokens");
 
-/// One domain's memory, and who flushes TLBs for it.
-pub struct P2mMemory<'a, F: ?Sized> {
-    p2m: &'a Lock<P2m>,
-    view: P2mView,
-    tlb: &'a TlbState,
-    flusher: &'a F,
-}
+/// Somebody who has a p2m. What grants do with it follows from the two accessors.
+pub trait Memory {
+    /// The p2m, to change it.
+    fn p2m(&self) -> &Lock<P2m>;
+    /// The same p2m, to look things up.
+    fn p2m_view(&self) -> P2mView;
 
-impl<'a, F: Flusher + ?Sized> P2mMemory<'a, F> {
-    /// Combines what a domain has: its locked p2m, the view and the TLB state of the same p2m,
-    /// and the machine.
-    #[must_use]
-    pub const fn new(p2m: &'a Lock<P2m>, view: P2mView, tlb: &'a TlbState, flusher: &'a F) -> Self {
-        Self { p2m, view, tlb, flusher }
-    }
-}
-
-impl<F: Flusher + ?Sized> Memory for P2mMemory<'_, F> {
-    type Removed = UnmappedBatch;
-
+    /// Takes a reference to the domain's own RAM at `gfn`. RAM can be written, so that is all
+    /// there is to check for any access.
+    ///
+    /// # Errors
+    /// [`Refusal::BadPage`] if there is anything else.
     #[inline]
-    fn pin(&self, gfn: Gfn, _: Access) -> Result<FrameRef, Refusal> {
-        // RAM is writable, whatever the access. The frame table has the last word: the entry may
-        // have been removed since it was read.
-        match self.view.lookup(gfn) {
+    fn pin(&self, gfn: Gfn) -> Result<FrameRef, Refusal> {
+        let view = self.p2m_view();
+        match view.lookup(gfn) {
+            // The frame table has the last word: the entry may have been removed since.
             Some(leaf) if leaf.kind == P2mKind::Ram => {
-                self.view.frames().get(leaf.mfn, self.view.owner()).map_err(|_| Refusal::BadPage)
+                view.frames().get(leaf.mfn, view.owner()).map_err(|_| Refusal::BadPage)
             }
             _ => Err(Refusal::BadPage),
         }
     }
 
+    /// Maps another domain's frame at a hole; the reference goes into the p2m.
+    ///
+    /// # Errors
+    /// [`Refusal::BadAddress`] if `gfn` is no hole that the p2m can fill; [`Refusal::NoSpace`] if
+    /// there is no memory for its tables.
     fn map_grant(&self, gfn: Gfn, frame: FrameRef, access: Access) -> Result<(), Refusal> {
         let kind = match access {
             Access::Read => P2mKind::GrantRo,
             Access::Write => P2mKind::GrantRw,
         };
-        self.p2m.lock().map_ref(gfn, frame, kind).map_err(|error| match error {
+        self.p2m().lock().map_ref(gfn, frame, kind).map_err(|error| match error {
             P2mError::Frame(_) => Refusal::NoSpace,
             _ => Refusal::BadAddress,
         })
     }
 
+    /// Makes the place of a granted frame a hole again. Does nothing if that frame is not mapped
+    /// there (any more).
     fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut UnmappedBatch) {
-        let mut p2m = self.p2m.lock();
+        let mut p2m = self.p2m().lock();
         match p2m.lookup(gfn) {
             Some(leaf) if leaf.mfn == mfn && matches!(leaf.kind, P2mKind::GrantRw | P2mKind::GrantRo) => {}
             _ => return,
@@ -69,9 +68,5 @@ impl<F: Flusher + ?Sized> Memory for P2mMemory<'_, F> {
         if removed.push(token).is_err() {
             unreachable!("a batch has room for all that it unmaps");
         }
-    }
-
-    fn flush(&self, removed: UnmappedBatch) {
-        removed.flush(self.tlb, self.flusher, FlushSite::GrantUnmap);
     }
 }

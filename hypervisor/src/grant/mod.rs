@@ -5,7 +5,7 @@
 //! entry by number. The hypervisor reads an entry exactly once for each use, as one word, and in
 //! the same compare-and-swap marks it as in use ([`table`]), so a granter that rewrites it
 //! meanwhile either loses the race or changes nothing. The page itself is held by a counted
-//! reference to its frame ([`FrameRef`]): whatever becomes of the entry or of the granter, the
+//! reference to its frame ([`crate::frame::FrameRef`]): whatever becomes of the entry or of the granter, the
 //! memory stays what it was until the last user has let go.
 //!
 //! A mapping is written down at the mapping domain (`track`), and the granter counts, for each
@@ -23,18 +23,17 @@
 
 pub mod copy;
 pub mod map;
-pub mod memory;
+mod memory;
 pub mod table;
 #[cfg(test)]
 mod tests;
 mod track;
 
+use guest_abi::DomId;
 use guest_abi::grant_table as abi;
-use guest_abi::{DomId, Gfn};
 
-use crate::addr::Mfn;
-use crate::frame::FrameRef;
-pub use memory::P2mMemory;
+use crate::p2m::UnmappedBatch;
+pub use memory::Memory;
 pub use table::{GrantTable, Limits};
 pub use track::Mapping;
 
@@ -84,34 +83,6 @@ impl Refusal {
     }
 }
 
-/// A domain's guest-physical memory, as far as grants concern it.
-pub trait Memory {
-    /// Entries that were removed from a p2m and are not flushed yet. They hold the references to
-    /// the frames that were mapped.
-    type Removed: Default;
-
-    /// Takes a reference to the domain's own RAM at `gfn`.
-    ///
-    /// # Errors
-    /// [`Refusal::BadPage`] if there is anything else than RAM that the domain owns and, for
-    /// writing, may write.
-    fn pin(&self, gfn: Gfn, access: Access) -> Result<FrameRef, Refusal>;
-
-    /// Maps another domain's frame at a hole; the reference goes into the p2m.
-    ///
-    /// # Errors
-    /// [`Refusal::BadAddress`] if `gfn` is no hole that the domain may use; [`Refusal::NoSpace`]
-    /// if there is no memory for the p2m's tables.
-    fn map_grant(&self, gfn: Gfn, frame: FrameRef, access: Access) -> Result<(), Refusal>;
-
-    /// Makes the place of a granted frame a hole again. Does nothing if that frame is not mapped
-    /// there (any more).
-    fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut Self::Removed);
-
-    /// Flushes what was removed and drops the references. Called without any lock held.
-    fn flush(&self, removed: Self::Removed);
-}
-
 /// One domain that takes part in an operation.
 pub struct Party<'a, M> {
     /// Its grant table.
@@ -128,14 +99,17 @@ impl<M> Clone for Party<'_, M> {
 
 impl<M> Copy for Party<'_, M> {}
 
-/// Finds other domains.
+/// Finds other domains, and flushes TLBs.
 pub trait Parties {
-    /// What their memory is.
+    /// Who has the memory of a domain.
     type Memory: Memory;
 
     /// Calls `act` with a domain while holding a reference to it, or returns `None` if there is
     /// no such domain. `act` may take grant-table and p2m locks.
     fn with<R>(&self, domain: DomId, act: impl FnOnce(Party<'_, Self::Memory>) -> R) -> Option<R>;
+
+    /// Flushes what was removed from a domain's p2m, and releases it. Called without any lock.
+    fn flush(&self, memory: &Self::Memory, removed: UnmappedBatch);
 }
 
 /// Calls `act` with the domain that a guest named, which may be the caller itself.

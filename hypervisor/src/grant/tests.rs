@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use guest_abi::GrantRef;
 use guest_abi::grant_table::{CopyPtr, GrantCopy, MapGrantRef, UnmapGrantRef};
 use guest_abi::num::low_u32;
+use guest_abi::{Gfn, GrantRef};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 
 use super::*;
-use crate::addr::{Order, PAGE_SIZE};
+use crate::addr::{Mfn, Order, PAGE_SIZE};
 use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage, test_table};
 use crate::lock::{self, Lock, Rank};
+use crate::p2m::flush::without_flush;
 use crate::p2m::{Backing, FlushSite, Flusher, Format, Leaf, P2m, P2mKind, P2mView, TlbState, UnmappedBatch};
 use crate::progress::Progress;
 
@@ -61,10 +62,6 @@ impl TestMemory {
         Self { p2m, view, tlb, at_flush: RefCell::default(), at_pin: RefCell::default() }
     }
 
-    fn real(&self) -> P2mMemory<'_, NoTlb> {
-        P2mMemory::new(&self.p2m, self.view, &self.tlb, &NoTlb)
-    }
-
     fn leaf(&self, gfn: u64) -> Option<Leaf> {
         self.view.lookup(Gfn::new(gfn))
     }
@@ -84,30 +81,15 @@ impl TestMemory {
 }
 
 impl Memory for TestMemory {
-    type Removed = UnmappedBatch;
+    fn p2m(&self) -> &Lock<P2m> {
+        &self.p2m
+    }
 
-    fn pin(&self, gfn: Gfn, access: Access) -> Result<FrameRef, Refusal> {
-        let frame = self.real().pin(gfn, access);
+    fn p2m_view(&self) -> P2mView {
         if let Some(hook) = &*self.at_pin.borrow() {
             hook();
         }
-        frame
-    }
-
-    fn map_grant(&self, gfn: Gfn, frame: FrameRef, access: Access) -> Result<(), Refusal> {
-        self.real().map_grant(gfn, frame, access)
-    }
-
-    fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut UnmappedBatch) {
-        self.real().unmap_grant(gfn, mfn, removed);
-    }
-
-    fn flush(&self, removed: UnmappedBatch) {
-        assert!(lock::holds_none(), "a flush waits for other CPUs");
-        if let Some(hook) = &*self.at_flush.borrow() {
-            hook();
-        }
-        self.real().flush(removed);
+        self.view
     }
 }
 
@@ -130,6 +112,14 @@ impl Parties for World {
             return None;
         }
         self.doms.get(domain.index()).map(|dom| act(dom.party()))
+    }
+
+    fn flush(&self, memory: &TestMemory, removed: UnmappedBatch) {
+        assert!(lock::holds_none(), "a flush waits for other CPUs");
+        if let Some(hook) = &*memory.at_flush.borrow() {
+            hook();
+        }
+        removed.flush(&memory.tlb, &NoTlb, FlushSite::GrantUnmap);
     }
 }
 
