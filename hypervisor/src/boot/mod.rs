@@ -13,6 +13,7 @@
 //!
 //! Start with [`machine_map`] for the layout of memory and [`module`] for the input.
 
+pub mod acpi;
 pub mod cmdline;
 pub mod dom0_map;
 pub mod elf;
