@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,9 @@ pub(crate) enum End {
     Silent,
     /// The time was over.
     TimedOut,
-    /// The user stopped it.
+    /// It was stopped from inside xtask, see [`Until`].
+    Stopped,
+    /// A signal stopped it.
     Interrupted,
 }
 
@@ -118,12 +121,21 @@ impl Log {
     }
 }
 
+/// What ends a run from outside.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Until<'a> {
+    /// When the time is over.
+    pub(crate) deadline: Option<Instant>,
+    /// Set by somebody who has what he wanted.
+    pub(crate) stop: Option<&'a AtomicBool>,
+}
+
 /// Follows the machine until it ends, and ends it if it does not do so by itself. `echo` sees the bytes of the serial
 /// line as they come. Errors: the line, the log or `echo` fails; the machine then still runs.
 pub(crate) fn watch(
     running: &mut Running,
     log: &Mutex<Log>,
-    deadline: Option<Instant>,
+    until: Until<'_>,
     mut echo: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<End> {
     let mut com1 = running.com1.try_clone()?;
@@ -145,13 +157,16 @@ pub(crate) fn watch(
         if interrupt::requested() {
             break End::Interrupted;
         }
+        if until.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            break announced.map_or(End::Stopped, |(end, _)| end);
+        }
         let now = Instant::now();
         if let Some((end, since)) = announced
             && now > since + if matches!(end, End::Status(_)) { AFTER_STATUS } else { LAST_WORDS }
         {
             break end;
         }
-        if deadline.is_some_and(|deadline| now > deadline) {
+        if until.deadline.is_some_and(|deadline| now > deadline) {
             break announced.map_or(End::TimedOut, |(end, _)| end);
         }
     };

@@ -24,11 +24,6 @@ pub(crate) fn catch() -> Result<()> {
     Ok(())
 }
 
-/// Requests a stop, as a signal does.
-pub(crate) fn request() {
-    REQUESTED.get_or_init(Arc::default).store(true, Ordering::Relaxed);
-}
-
 /// Whether a stop was requested.
 pub(crate) fn requested() -> bool {
     REQUESTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Emulator, Machine, Serial, command};
+use super::{Emulator, Machine, Serial, bochs, command};
 use crate::{interrupt, tool};
 
 /// How long an emulator may take to connect its serial ports, on a busy machine.
@@ -66,6 +66,19 @@ impl Running {
     /// Ends the emulator.
     pub(crate) fn end(&mut self) {
         self.process.end();
+    }
+
+    /// Whether the emulator, having ended by itself, did so because the machine was powered off by ACPI.
+    pub(crate) fn was_powered_off(&mut self) -> bool {
+        let status = self.process.wait(Duration::ZERO);
+        match self.process.emulator {
+            Emulator::Kvm | Emulator::Qemu => status.is_some_and(|status| status.success()),
+            // Bochs' status is the same for every end.
+            Emulator::Bochs => {
+                let log = fs::read(self.output.with_file_name(bochs::LOG)).unwrap_or_default();
+                status.is_some() && String::from_utf8_lossy(&log).contains(bochs::POWERED_OFF)
+            }
+        }
     }
 
     /// What the emulator itself printed.

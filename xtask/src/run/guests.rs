@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 
 use crate::bundle::Module;
-use crate::console::{self, End, Log};
+use crate::console::{self, End, Log, Until};
 use crate::emulator::{self, Emulator, Machine};
 use crate::kernel;
 use crate::launch::{Launch, RunDir, Via};
@@ -104,7 +104,7 @@ fn is_elf(file: &Path) -> Result<bool> {
 pub(crate) fn exit_code(end: End) -> u8 {
     match end {
         End::Status(status) => status,
-        End::Panicked | End::Silent => super::STATUS_NO_VERDICT,
+        End::Panicked | End::Silent | End::Stopped => super::STATUS_NO_VERDICT,
         End::TimedOut => super::STATUS_TIMEOUT,
         End::Interrupted => super::STATUS_INTERRUPTED,
     }
@@ -124,7 +124,7 @@ pub(super) fn run(
     let mut running = emulator::start(emulator, machine(boot), dir.path(), false)?;
     let log = Mutex::new(log);
     let mut stdout = std::io::stdout().lock();
-    let end = console::watch(&mut running, &log, deadline, |bytes| {
+    let end = console::watch(&mut running, &log, Until { deadline, stop: None }, |bytes| {
         stdout.write_all(bytes).and_then(|()| stdout.flush()).context("writing to standard output")
     })?;
     super::explain(end, &console::lock(&log), &running, &launch.hypervisor, super::ShowTail::No);

@@ -144,6 +144,7 @@ pub(crate) fn explain(end: End, log: &Log, running: &Running, hypervisor: &Path,
         End::Panicked => "the hypervisor panicked".to_owned(),
         End::Silent => "the machine ended without a status".to_owned(),
         End::TimedOut => "the time is over".to_owned(),
+        End::Stopped => "the machine was stopped".to_owned(),
         End::Interrupted => "interrupted".to_owned(),
     };
     if tail == ShowTail::Yes {

@@ -16,7 +16,7 @@ use isthmus_tests::{Backend, boots};
 
 use super::Check;
 use crate::compile::{self, Profile, Program};
-use crate::console::{self, End, Log};
+use crate::console::{self, End, Log, Until};
 use crate::emulator::{self, Emulator, Machine, bochs};
 use crate::launch::{Launch, RunDir, Via};
 use crate::run::{self, guests::Guest};
@@ -97,14 +97,15 @@ impl Check for Boot {
         let via = if self.check.by_grub { Via::Grub } else { Via::Quickest };
         let boot = self.launch(built, dir.path())?.prepare(self.emulator(), via, dir.path())?;
         let log = Mutex::new(Log::to_file(log_file)?);
-        let deadline = Instant::now() + Duration::from_secs(self.check.limit_seconds);
+        let limit = Duration::from_secs(self.check.limit_seconds);
+        let until = Until { deadline: Some(Instant::now() + limit), stop: None };
         let mut running = emulator::start(self.emulator(), self.machine(boot), dir.path(), false)?;
-        let end = console::watch(&mut running, &log, Some(deadline), |_| Ok(()))?;
+        let end = console::watch(&mut running, &log, until, |_| Ok(()))?;
         let ended = match end {
             End::Status(status) => Ended::Status(status),
             End::Panicked => Ended::Panic,
             End::TimedOut => Ended::TooLate,
-            End::Silent | End::Interrupted => Ended::Silently,
+            End::Silent | End::Stopped | End::Interrupted => Ended::Silently,
         };
         let text = String::from_utf8_lossy(&fs::read(log_file)?).into_owned();
         if end == End::Silent {
