@@ -24,6 +24,7 @@
 pub mod copy;
 pub mod map;
 mod memory;
+pub mod ops;
 pub mod table;
 #[cfg(test)]
 mod tests;

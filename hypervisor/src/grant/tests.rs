@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use guest_abi::grant_table::{CopyPtr, GrantCopy, MapGrantRef, UnmapGrantRef};
-use guest_abi::num::low_u32;
-use guest_abi::{Gfn, GrantRef};
+use guest_abi::grant_table::{
+    CopyPtr, GetVersion, GrantCopy, MapGrantRef, QuerySize, SetVersion, SetupTable, UnmapGrantRef,
+};
+use guest_abi::num::{low_u32, to_usize};
+use guest_abi::{Errno, Gfn, GrantRef, Wire};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 
+use super::ops::{Buffers, Request, Rights, Step};
 use super::*;
 use crate::addr::{Mfn, Order, PAGE_SIZE};
 use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage, test_table};
@@ -596,6 +599,132 @@ fn a_granter_that_flips_its_entry_gets_old_or_new_and_no_leak() {
     assert!((0..3).all(|gfn| world.references(1, gfn) == 0));
 }
 
+/// Guest memory that ends somewhere.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn of<T: Wire>(elements: &[T]) -> Self {
+        let mut bytes = vec![0; T::SIZE * elements.len()];
+        bytes.chunks_mut(T::SIZE).zip(elements).for_each(|(bytes, element)| element.to_bytes(bytes));
+        Self(bytes)
+    }
+
+    fn all<T: Wire>(&self) -> Vec<T> {
+        self.0.chunks(T::SIZE).map(T::from_bytes).collect()
+    }
+}
+
+impl Buffers for Bytes {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        let at = to_usize(address);
+        bytes.copy_from_slice(self.0.get(at..at + bytes.len()).ok_or(Errno::EFAULT)?);
+        Ok(())
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let at = to_usize(address);
+        self.0.get_mut(at..at + bytes.len()).ok_or(Errno::EFAULT)?.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn request(operation: u32, count: u32) -> Request {
+    Request { operation, address: 0, count }
+}
+
+fn ask<T: Wire>(world: &World, operation: u32, rights: Rights, element: T) -> (Result<Step, Errno>, T) {
+    let mut bytes = Bytes::of(&[element]);
+    let result = ops::handle(request(operation, 1), rights, &mut bytes, world.doms[0].party(), world);
+    (result, bytes.all()[0])
+}
+
+#[test]
+fn a_long_list_continues_where_it_stopped() {
+    const LEN: u32 = 32 * 4 + 5;
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let source = |i: u32| gref(1, if i == 130 { 9 } else { 0 }, 0);
+    let list: Vec<GrantCopy> = (0..LEN).map(|i| piece(source(i), own(0, 0), 4, FROM)).collect();
+    let mut bytes = Bytes::of(&list);
+    let mut call = |request| ops::handle(request, Rights::Own, &mut bytes, world.doms[0].party(), &world);
+    let rest = Request { operation: abi::GNTTABOP_COPY, address: 128 * 40, count: 5 };
+    assert_eq!(call(request(abi::GNTTABOP_COPY, LEN)), Ok(Step::Again(rest)));
+    assert_eq!(call(rest), Ok(Step::Done));
+    let statuses: Vec<i16> = bytes.all::<GrantCopy>().iter().map(|op| op.status).collect();
+    assert!((0..LEN).zip(statuses).all(|(i, s)| s == if i == 130 { abi::GNTST_BAD_GNTREF } else { OKAY }));
+}
+
+#[test]
+fn a_list_of_maps_and_unmaps_goes_through_guest_memory() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let map = |gfn: u64| MapGrantRef { host_addr: gfn << 12, flags: RW, dom: 1, ..MapGrantRef::default() };
+    let mut bytes = Bytes::of(&[map(8), map(1), map(9)]);
+    let party = world.doms[0].party();
+    let done = ops::handle(request(abi::GNTTABOP_MAP_GRANT_REF, 3), Rights::Own, &mut bytes, party, &world);
+    assert_eq!(done, Ok(Step::Done));
+    let maps = bytes.all::<MapGrantRef>();
+    assert_eq!(maps.iter().map(|op| op.status).collect::<Vec<_>>(), [OKAY, abi::GNTST_BAD_VIRT_ADDR, OKAY]);
+    let unmap = |op: &MapGrantRef| UnmapGrantRef { host_addr: op.host_addr, handle: op.handle, ..Default::default() };
+    let mut bytes = Bytes::of(&maps.iter().map(unmap).collect::<Vec<_>>());
+    let done = ops::handle(request(abi::GNTTABOP_UNMAP_GRANT_REF, 3), Rights::Own, &mut bytes, party, &world);
+    assert_eq!(done, Ok(Step::Done));
+    let statuses: Vec<i16> = bytes.all::<UnmapGrantRef>().iter().map(|op| op.status).collect();
+    assert_eq!(statuses, [OKAY, abi::GNTST_BAD_HANDLE, OKAY]);
+    assert_eq!((world.marks(1, 0), world.references(1, 0)), (0, 0));
+}
+
+#[test]
+fn only_the_first_version_is_offered() {
+    let world = World::new(2);
+    let set = |version| ask(&world, abi::GNTTABOP_SET_VERSION, Rights::Own, SetVersion { version });
+    assert_eq!(set(1), (Ok(Step::Done), SetVersion { version: 1 }));
+    assert_eq!(set(2), (Err(Errno::ENOSYS), SetVersion { version: 1 }));
+    assert_eq!(set(3), (Err(Errno::EINVAL), SetVersion { version: 1 }));
+    let get = |dom, rights| ask(&world, abi::GNTTABOP_GET_VERSION, rights, GetVersion { dom, ..Default::default() });
+    assert_eq!(get(DomId::SELF.raw(), Rights::Own).1.version, 1);
+    assert_eq!(get(1, Rights::Own).0, Err(Errno::EPERM));
+    assert_eq!(get(1, Rights::All).0, Ok(Step::Done));
+    assert_eq!(get(9, Rights::All).0, Err(Errno::ESRCH));
+}
+
+#[test]
+fn the_size_of_a_table_is_told_to_who_may_ask() {
+    let world = World::new(2);
+    let query = |dom, rights| ask(&world, abi::GNTTABOP_QUERY_SIZE, rights, QuerySize { dom, ..Default::default() });
+    let (result, size) = query(DomId::SELF.raw(), Rights::Own);
+    assert_eq!((result, size.status, size.nr_frames, size.max_nr_frames), (Ok(Step::Done), OKAY, 1, 2));
+    assert_eq!(query(1, Rights::Own).1.status, abi::GNTST_PERMISSION_DENIED);
+    assert_eq!(query(1, Rights::All).1.status, OKAY);
+    assert_eq!(query(9, Rights::All).1.status, abi::GNTST_BAD_DOMAIN);
+}
+
+#[test]
+fn what_is_not_offered_says_so() {
+    let world = World::new(1);
+    let call = |operation, count| {
+        let mut bytes = Bytes(vec![0; 64]);
+        ops::handle(request(operation, count), Rights::All, &mut bytes, world.doms[0].party(), &world)
+    };
+    for operation in [
+        abi::GNTTABOP_DUMP_TABLE,
+        abi::GNTTABOP_TRANSFER,
+        abi::GNTTABOP_UNMAP_AND_REPLACE,
+        abi::GNTTABOP_GET_STATUS_FRAMES,
+        abi::GNTTABOP_SWAP_GRANT_REF,
+        abi::GNTTABOP_CACHE_FLUSH,
+        99,
+    ] {
+        assert_eq!(call(operation, 1), Err(Errno::ENOSYS));
+    }
+    assert_eq!(call(abi::GNTTABOP_COPY, 0), Ok(Step::Done));
+    assert_eq!(call(abi::GNTTABOP_COPY, 2), Err(Errno::EFAULT));
+    assert_eq!(call(abi::GNTTABOP_COPY, 1 << 31), Err(Errno::EINVAL));
+    assert_eq!(call(abi::GNTTABOP_QUERY_SIZE, 2), Err(Errno::EINVAL));
+    let (result, table) = ask(&world, abi::GNTTABOP_SETUP_TABLE, Rights::Own, SetupTable::default());
+    assert_eq!((result, table.status), (Ok(Step::Done), abi::GNTST_GENERAL_ERROR));
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Write { d: usize, reference: u32, peer: u16, gfn: u64, flags: u64 },
@@ -606,7 +735,7 @@ enum Op {
     Reborn { d: usize },
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+fn random_op() -> impl Strategy<Value = Op> {
     let d = || 0..3usize;
     let peer = || 0..3u16;
     let flags = prop_oneof![
@@ -825,7 +954,7 @@ fn compare(world: &World, model: &Model) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
-    fn any_history_is_what_the_model_says(history in proptest::collection::vec(ops(), 1..80)) {
+    fn any_history_is_what_the_model_says(history in proptest::collection::vec(random_op(), 1..80)) {
         let mut world = World::new(3);
         let mut model = Model::new();
         for op in &history {
