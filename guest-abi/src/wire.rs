@@ -2,7 +2,7 @@
 //! Structures as bytes: how a value of the interface crosses guest memory.
 //!
 //! A structure is read by value from a byte buffer that was copied out of guest memory once, so
-//! no reference into memory that another domain can write ever exists. [`wire_struct!`] declares a
+//! no reference into memory that another domain can write ever exists. [`wire_struct!`](crate::wire_struct) declares a
 //! `repr(C)` structure together with the offset of every field, asserts both at compile time, and
 //! derives the conversion.
 

@@ -28,7 +28,7 @@ pub(crate) struct Devices<'a> {
     pub(crate) ioapics: &'a [Hpa],
 }
 
-/// Bytes of memory that [`build`] may take for `top` bytes of RAM.
+/// Bytes of memory that [`install`] may take for `top` bytes of RAM.
 pub(crate) fn tables_size(top: u64) -> u64 {
     // One directory a GiB in the worst case (no 1 GiB pages), plus the edges.
     (top.div_ceil(GIB_1) + EDGE_TABLES) * PAGE
