@@ -57,6 +57,16 @@ pub fn is_set(first: u32, vector: u8) -> bool {
     read(first + u32::from(vector) / 32).is_ok_and(|word| word >> (vector % 32) & 1 != 0)
 }
 
+/// Enters x2APIC mode where the guest does not start in it.
+pub fn enter_x2apic() -> Result<(), Fault> {
+    let base = cpu::rdmsr(APIC_BASE)?;
+    if base & 1 << 10 != 0 {
+        return Ok(());
+    }
+    // SAFETY: the APIC stays on; only the way to reach its registers changes.
+    unsafe { cpu::wrmsr(APIC_BASE, base | 1 << 10) }
+}
+
 /// Enables the APIC with spurious vector 0xff.
 pub fn enable() -> Result<(), Fault> {
     write(SVR, 0x1ff)

@@ -174,6 +174,21 @@ pub fn catch<F: FnMut()>(mut f: F) -> Option<Fault> {
     unsafe { *LAST.get() }
 }
 
+/// Runs user code at `entry` in ring 3, interrupts off, with RAX set, until it faults.
+///
+/// The code has no stack: it must fault before it needs one.
+pub fn run_user(entry: u64, rax: u64) -> Option<Fault> {
+    catch(|| {
+        // SAFETY: the frame names user segments of the GDT; the fault that follows abandons the closure.
+        unsafe {
+            asm!(
+                "push 0x1b", "push 0", "push 2", "push 0x23", "push {entry}", "iretq",
+                entry = in(reg) entry, in("rax") rax, in("rdi") 0, in("rsi") 0, in("rdx") 0,
+            );
+        };
+    })
+}
+
 /// Makes a vector's gate present or not: delivery through one that is not raises #NP.
 pub fn set_gate_present(vector: u64, present: bool) {
     let index = guest_abi::num::to_usize(vector & 0xff);
