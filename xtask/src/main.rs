@@ -13,8 +13,9 @@ mod debian;
 mod doctor;
 #[allow(dead_code, reason = "dom0 is not started yet")]
 mod emulator;
-mod image;
 #[allow(dead_code, reason = "dom0 is not started yet")]
+mod exec;
+mod image;
 mod interrupt;
 #[allow(dead_code, reason = "dom0 is not started yet")]
 mod kernel;
