@@ -47,9 +47,10 @@ impl Buddy {
         FreeFrames { total: self.frames[0] + self.frames[1], clean: self.frames[1] }
     }
 
-    /// Gives back a block whose records the caller has to himself, joining it with its buddies.
-    pub(super) fn insert(&mut self, records: &[FrameRecord], first: Mfn, order: Order, is_clean: bool) {
-        let (mut first, mut order, mut is_clean) = (first.raw(), order, is_clean);
+    /// Gives back a dirty block whose records the caller has to himself, joining it with its
+    /// buddies.
+    pub(super) fn insert(&mut self, records: &[FrameRecord], first: Mfn, order: Order) {
+        let (mut first, mut order) = (first.raw(), order);
         while let Some(larger) = Order::new(order.raw() + 1) {
             let buddy = first ^ order.frames();
             let Some(record) = records.get(to_usize(buddy)) else { break };
@@ -57,12 +58,11 @@ impl Buddy {
             if state.head_order() != Some(order) {
                 break;
             }
-            is_clean &= state.is_in_clean_list();
             self.unlink(records, Mfn::new(buddy), order, state.is_in_clean_list());
             first &= !order.frames();
             order = larger;
         }
-        self.link(records, Mfn::new(first), order, is_clean);
+        self.link(records, Mfn::new(first), order, false);
     }
 
     /// Takes a block of exactly this order out of the lists, splitting a larger one if need be.

@@ -91,7 +91,7 @@ impl FrameTable {
         records.iter().for_each(|record| record.set_state(State::free(false)));
         let mut inner = self.inner.lock();
         for (first, order) in aligned_blocks(range.start, records.len() as u64) {
-            inner.buddy.insert(self.records, first, order, false);
+            inner.buddy.insert(self.records, first, order);
         }
         Ok(())
     }
@@ -251,7 +251,7 @@ impl FrameTable {
         inner.accounts.uncharge(state.owner(), state.kind(), count);
         if next.is_free() {
             for (block, order) in aligned_blocks(first, count) {
-                inner.buddy.insert(self.records, block, order, false);
+                inner.buddy.insert(self.records, block, order);
             }
         }
     }

@@ -211,7 +211,7 @@ fn a_gibibyte_stays_whole() {
     records.iter().for_each(|record| record.set_state(State::free(false)));
     let mut buddy = Buddy::new();
     for (first, order) in aligned_blocks(Mfn::new(100), (3 << 18) - 100) {
-        buddy.insert(records, first, order, false);
+        buddy.insert(records, first, order);
     }
     for _ in 0..1000 {
         buddy.take(records, Order::PAGE, true).unwrap();

@@ -258,6 +258,7 @@ proptest::proptest! {
     fn walks_agree_with_the_manuals(
         edits in edits(),
         registers in registers(),
+        top_noise in proptest::collection::vec(prop_oneof![5 => Just(0_u64), 1 => (0_u32..64).prop_map(|bit| 1 << bit)], 4),
         accesses in proptest::collection::vec((linear(), any::<bool>()), 1..60),
     ) {
         let guest = Guest::new();
@@ -269,6 +270,13 @@ proptest::proptest! {
         }
         for Edit { gfn, index, entry } in edits {
             guest.put((gfn << 12) + index * 8, entry);
+        }
+        // The four entries on top of PAE tables have no rights, so a good one looks different.
+        if registers.2 == PAE && registers.3 & LMA == 0 {
+            for (index, noise) in (0..4).zip(top_noise) {
+                let at = (registers.1 & 0xffff_ffe0) + index * 8;
+                guest.put(at, (index + 2) << 12 | 1 ^ noise);
+            }
         }
         let mut naive = Naive::of(&guest, registers);
         let (cr0, cr3, cr4, efer) = registers;
@@ -363,6 +371,32 @@ fn a_read_does_not_give_the_right_to_write() {
     let space = guest.long();
     space.read::<u8>(Gva::new(0x9000)).unwrap();
     assert_eq!(space.write(Gva::new(0x9000), &1_u8), Err(Fault::Protection));
+    // Also where only an upper level forbids it and the dirty bit is set already.
+    guest.map_long(9, 4, 0x63);
+    guest.put(0x1000, 0x2005);
+    let space = guest.long();
+    space.read::<u8>(Gva::new(0x9000)).unwrap();
+    assert_eq!(space.write(Gva::new(0x9000), &1_u8), Err(Fault::Protection));
+}
+
+#[test]
+fn a_reserved_bit_in_a_large_page_is_a_fault_in_each_mode() {
+    let guest = Guest::new();
+    let (legacy, pae) = ((PG | WP, 0, PSE, 0), (PG | WP, 0x1000, PAE, NXE));
+    guest.put(0x1000, 1);
+    for (registers, entry, wanted) in [
+        (legacy, 0x87, Ok(0x87)),
+        (legacy, 0x87 | 1 << 21, Err(Fault::Reserved)),
+        (pae, 0x87, Ok(0x87)),
+        (pae, 0x87 | 1 << 13, Err(Fault::Reserved)),
+        (pae, 0x87 | 1 << 52, Err(Fault::Reserved)),
+        (pae, 0x87 | 1 << 62, Err(Fault::Reserved)),
+    ] {
+        guest.put(0, entry);
+        let (cr0, cr3, cr4, efer) = registers;
+        let found = guest.space(cr0, cr3, cr4, efer).read::<u64>(Gva::new(0));
+        assert_eq!(found.map(|entry| entry & !0x20), wanted, "{entry:#x}");
+    }
 }
 
 #[test]

@@ -160,7 +160,7 @@ impl Tables {
             let is_last = |entry: u64| level.shift == PAGE_SHIFT || level.is_large(entry);
             let entry = use_entry::<ENTRY_BYTES>(memory, address, |entry| {
                 self.check(level, entry)?;
-                if access == Access::Write && self.is_protected && !(is_writable && entry & WRITE != 0) {
+                if access == Access::Write && self.is_protected && entry & WRITE == 0 {
                     return Err(Fault::Protection);
                 }
                 Ok(if access == Access::Write && is_last(entry) { ACCESSED | DIRTY } else { ACCESSED })

@@ -413,8 +413,14 @@ fn an_older_proof_is_refused() {
 #[should_panic = "before its flush"]
 fn another_p2ms_proof_is_refused() {
     let mut world = World::new(Format::Ept);
-    let other = p2m(world.frames, Format::Ept);
+    let mut other = p2m(world.frames, Format::Ept);
     let gfn = Gfn::new(3);
+    for n in 0..2 {
+        other.map(gfn, Mfn::new(1 << 20), Order::PAGE, P2mKind::Mmio).unwrap();
+        let token = other.unmap(gfn, Order::PAGE).unwrap();
+        token.release(&other.tlb().flush(&world.tlb, FlushSite::Remap));
+        assert_eq!(other.tlb().generation(), 2 + n);
+    }
     world.p2m.populate(gfn, Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
     let token = world.p2m.depopulate(gfn, Order::PAGE).unwrap();
     token.release(&other.tlb().flush(&world.tlb, FlushSite::Balloon));
