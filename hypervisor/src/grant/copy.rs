@@ -6,6 +6,7 @@
 //! owners write meanwhile is their own affair.
 //!
 //! The granters' locks are held while the bytes move: a batch is bounded, and it saves counting.
+//! A page that the next element names again stays held between the two.
 
 use guest_abi::grant_table::{self as abi, CopyPtr, GrantCopy};
 use guest_abi::num::low_u32;
@@ -13,6 +14,7 @@ use guest_abi::{DomId, Gfn, GrantRef, PAGE_SIZE};
 
 use super::table::{GrantTable, Inner, Locked, lock_both};
 use super::{Access, BATCH, Memory, Parties, Party, Refusal, with_party};
+use crate::addr::Mfn;
 use crate::frame::FrameRef;
 
 /// Who grants the two sides of a copy; `None` is the caller's own page.
@@ -33,13 +35,8 @@ pub fn copy<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [GrantCopy], parties
         let (from, to) = granters(&group[0]);
         let done = with_party(me, from.unwrap_or(DomId::SELF), parties, |source| {
             with_party(me, to.unwrap_or(DomId::SELF), parties, |dest| {
-                let mut sides = Sides::lock((from, source), (to, dest));
-                for op in &mut *group {
-                    op.status = match copy_one(&mut sides, me, (source, dest), op) {
-                        Ok(()) => abi::GNTST_OKAY,
-                        Err(refusal) => refusal.status(),
-                    };
-                }
+                let tables = Tables::lock((from, source.table), (to, dest.table));
+                Copier { me, owners: [source, dest], tables, held: [None, None] }.copy_all(group);
             })
         });
         if done.flatten().is_none() {
@@ -49,91 +46,142 @@ pub fn copy<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [GrantCopy], parties
 }
 
 /// The granters' tables, locked; without a table a side is the caller's own page.
-enum Sides<'a> {
-    Own,
+enum Tables<'a> {
+    None,
     Source(Locked<'a>),
     Dest(Locked<'a>),
     Same(Locked<'a>),
     Both(Locked<'a>, Locked<'a>),
 }
 
-impl<'a> Sides<'a> {
-    fn lock<M>(from: (Option<DomId>, Party<'a, M>), to: (Option<DomId>, Party<'a, M>)) -> Self {
-        let (source, dest): (&GrantTable, &GrantTable) = (from.1.table, to.1.table);
+/// A side of a copy, as an index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Dest,
+}
+
+impl Side {
+    const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Dest,
+            Self::Dest => Self::Source,
+        }
+    }
+}
+
+impl<'a> Tables<'a> {
+    fn lock(from: (Option<DomId>, &'a GrantTable), to: (Option<DomId>, &'a GrantTable)) -> Self {
         match (from.0, to.0) {
-            (None, None) => Self::Own,
-            (Some(_), None) => Self::Source(source.lock()),
-            (None, Some(_)) => Self::Dest(dest.lock()),
-            (Some(_), Some(_)) => match lock_both(source, dest) {
+            (None, None) => Self::None,
+            (Some(_), None) => Self::Source(from.1.lock()),
+            (None, Some(_)) => Self::Dest(to.1.lock()),
+            (Some(_), Some(_)) => match lock_both(from.1, to.1) {
                 (one, None) => Self::Same(one),
                 (source, Some(dest)) => Self::Both(source, dest),
             },
         }
     }
 
-    fn source(&mut self) -> Option<&mut Inner> {
-        match self {
-            Self::Source(table) | Self::Same(table) | Self::Both(table, _) => Some(table),
-            Self::Own | Self::Dest(_) => None,
-        }
-    }
-
-    fn dest(&mut self) -> Option<&mut Inner> {
-        match self {
-            Self::Dest(table) | Self::Same(table) | Self::Both(_, table) => Some(table),
-            Self::Own | Self::Source(_) => None,
+    fn get(&mut self, side: Side) -> Option<&mut Inner> {
+        match (self, side) {
+            (Self::Source(table) | Self::Same(table) | Self::Both(table, _), Side::Source)
+            | (Self::Dest(table) | Self::Same(table) | Self::Both(_, table), Side::Dest) => Some(table),
+            _ => None,
         }
     }
 }
 
-fn copy_one<M: Memory>(
-    sides: &mut Sides<'_>,
-    me: Party<'_, M>,
-    (source, dest): (Party<'_, M>, Party<'_, M>),
-    op: &GrantCopy,
-) -> Result<(), Refusal> {
-    if op.flags & !(abi::GNTCOPY_SOURCE_GREF | abi::GNTCOPY_DEST_GREF) != 0 {
-        return Err(Refusal::General);
-    }
-    let len = usize::from(op.len);
-    let (from, to) = (usize::from(op.source.offset), usize::from(op.dest.offset));
-    if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
-        return Err(Refusal::BadCopy);
-    }
-    let read = take(sides.source(), me, source, &op.source, Access::Read)?;
-    let copied = take(sides.dest(), me, dest, &op.dest, Access::Write).map(|write| {
-        me.table.mem().copy((write.mfn(), to), (read.mfn(), from), len);
-        drop(write);
-        leave(sides.dest(), &op.dest);
-    });
-    drop(read);
-    leave(sides.source(), &op.source);
-    copied
+/// A page that is held for the next element too: lists often name one page many times.
+struct Held {
+    /// The grant reference, or the caller's own guest frame.
+    key: u64,
+    page: FrameRef,
 }
 
-/// Takes hold of one side: an entry of `table` with its page, or the caller's own page.
-fn take<M: Memory>(
-    table: Option<&mut Inner>,
-    me: Party<'_, M>,
-    owner: Party<'_, M>,
-    side: &CopyPtr,
-    access: Access,
-) -> Result<FrameRef, Refusal> {
-    let Some(table) = table else {
-        let domain = DomId::new(side.domid);
-        if domain != DomId::SELF && domain != me.table.domain() {
+/// A run of copies whose sides have the same granters.
+struct Copier<'a, 'm, M> {
+    me: Party<'m, M>,
+    owners: [Party<'m, M>; 2],
+    tables: Tables<'a>,
+    held: [Option<Held>; 2],
+}
+
+impl<M: Memory> Copier<'_, '_, M> {
+    fn copy_all(mut self, ops: &mut [GrantCopy]) {
+        for op in ops {
+            op.status = match self.copy_one(op) {
+                Ok(()) => abi::GNTST_OKAY,
+                Err(refusal) => refusal.status(),
+            };
+        }
+        self.leave(Side::Source);
+        self.leave(Side::Dest);
+    }
+
+    #[inline]
+    fn copy_one(&mut self, op: &GrantCopy) -> Result<(), Refusal> {
+        if op.flags & !(abi::GNTCOPY_SOURCE_GREF | abi::GNTCOPY_DEST_GREF) != 0 {
+            return Err(Refusal::General);
+        }
+        let len = usize::from(op.len);
+        let (from, to) = (usize::from(op.source.offset), usize::from(op.dest.offset));
+        if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
+            return Err(Refusal::BadCopy);
+        }
+        let read = self.hold(Side::Source, &op.source)?;
+        let write = self.hold(Side::Dest, &op.dest)?;
+        self.me.table.mem().copy((write, to), (read, from), len);
+        Ok(())
+    }
+
+    /// Takes hold of the page that one side names, unless it is held already.
+    #[inline]
+    fn hold(&mut self, side: Side, named: &CopyPtr) -> Result<Mfn, Refusal> {
+        let is_granted = self.tables.get(side).is_some();
+        let domain = DomId::new(named.domid);
+        if !is_granted && domain != DomId::SELF && domain != self.me.table.domain() {
             return Err(Refusal::Denied);
         }
-        return me.memory.pin(Gfn::new(side.frame));
-    };
-    let reference = GrantRef::new(low_u32(side.frame));
-    let gfn = table.pin(reference, me.table.domain(), access)?;
-    owner.memory.pin(gfn).inspect_err(|_| table.settle(reference))
-}
+        let key = if is_granted { u64::from(low_u32(named.frame)) } else { named.frame };
+        if let Some(held) = &self.held[side as usize]
+            && held.key == key
+        {
+            return Ok(held.page.mfn());
+        }
+        self.leave(side);
+        let page = self.take(side, key)?;
+        let mfn = page.mfn();
+        self.held[side as usize] = Some(Held { key, page });
+        Ok(mfn)
+    }
 
-/// Ends the use of an entry.
-fn leave(table: Option<&mut Inner>, side: &CopyPtr) {
-    if let Some(table) = table {
-        table.settle(GrantRef::new(low_u32(side.frame)));
+    fn take(&mut self, side: Side, key: u64) -> Result<FrameRef, Refusal> {
+        let Some(table) = self.tables.get(side) else { return self.me.memory.pin(Gfn::new(key)) };
+        let access = match side {
+            Side::Source => Access::Read,
+            Side::Dest => Access::Write,
+        };
+        let gfn = table.pin(GrantRef::new(low_u32(key)), self.me.table.domain(), access)?;
+        self.owners[side as usize].memory.pin(gfn).inspect_err(|_| self.settle(side, key))
+    }
+
+    /// Lets go of the page that one side holds.
+    fn leave(&mut self, side: Side) {
+        if let Some(Held { key, page }) = self.held[side as usize].take() {
+            drop(page);
+            self.settle(side, key);
+        }
+    }
+
+    /// Clears an entry's marks, unless the other side still needs them; it clears them then.
+    fn settle(&mut self, side: Side, key: u64) {
+        let is_needed = matches!(self.tables, Tables::Same(_))
+            && self.held[side.other() as usize].as_ref().is_some_and(|other| other.key == key);
+        if let Some(table) = self.tables.get(side)
+            && !is_needed
+        {
+            table.settle(GrantRef::new(low_u32(key)));
+        }
     }
 }

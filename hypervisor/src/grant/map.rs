@@ -132,8 +132,22 @@ impl Refuse for MapGrantRef {
     }
 }
 
-/// A mapping that has left the p2m.
-type Closed = Option<(u32, Mapping)>;
+/// The handles of mappings that have left the p2m, with their granters.
+struct Closed {
+    list: [(u32, DomId); BATCH],
+    len: usize,
+}
+
+impl Closed {
+    const fn new() -> Self {
+        Self { list: [(0, DomId::DOM0); BATCH], len: 0 }
+    }
+
+    fn push(&mut self, handle: u32, granter: DomId) {
+        self.list[self.len] = (handle, granter);
+        self.len += 1;
+    }
+}
 
 /// Unmaps at most [`BATCH`] grants with one flush; every element gets a status.
 ///
@@ -141,23 +155,24 @@ type Closed = Option<(u32, Mapping)>;
 /// If there are more elements: the caller cuts the guest's array.
 pub fn unmap<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [UnmapGrantRef], parties: &P) {
     assert!(ops.len() <= BATCH);
-    let mut closed: [Closed; BATCH] = [None; BATCH];
+    let mut closed = Closed::new();
     let mut removed = UnmappedBatch::new();
     {
         let mut mine = me.table.lock();
-        for (op, closed) in ops.iter_mut().zip(&mut closed) {
-            match checked_mapping(&mut mine, op) {
+        for op in ops {
+            op.status = match checked_mapping(&mut mine, op) {
                 Ok(mapping) => {
-                    close(&mut mine, me, op.handle, mapping, &mut removed);
-                    *closed = Some((op.handle, mapping));
-                    op.status = abi::GNTST_OKAY;
+                    me.memory.unmap_grant(mapping.gfn, mapping.mfn, &mut removed);
+                    mine.tracks.close(op.handle, mapping);
+                    closed.push(op.handle, mapping.granter);
+                    abi::GNTST_OKAY
                 }
-                Err(refusal) => op.status = refusal.status(),
-            }
+                Err(refusal) => refusal.status(),
+            };
         }
     }
     parties.flush(me.memory, removed);
-    settle_closed(me, &closed[..ops.len()], parties);
+    settle_closed(me, &closed, parties);
 }
 
 fn checked_mapping(mine: &mut Inner, op: &UnmapGrantRef) -> Result<Mapping, Refusal> {
@@ -171,47 +186,47 @@ fn checked_mapping(mine: &mut Inner, op: &UnmapGrantRef) -> Result<Mapping, Refu
     Ok(mapping)
 }
 
-fn close<M: Memory>(mine: &mut Inner, me: Party<'_, M>, handle: u32, mapping: Mapping, removed: &mut UnmappedBatch) {
-    me.memory.unmap_grant(mapping.gfn, mapping.mfn, removed);
-    mine.tracks.close(handle);
-}
-
 /// Takes back, at the granters, what mappings held that no CPU can reach any more.
-fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &[Closed], parties: &P) {
-    let granter_of = |closed: &Closed| closed.map(|(_, mapping)| mapping.granter);
-    for group in closed.chunk_by(|a, b| granter_of(a) == granter_of(b)) {
-        let Some(granter) = group.first().and_then(granter_of) else { continue };
-        let settled = with_party(me, granter, parties, |peer| {
+fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &Closed, parties: &P) {
+    for group in closed.list[..closed.len].chunk_by(|a, b| a.1 == b.1) {
+        let settled = with_party(me, group[0].1, parties, |peer| {
             let mut pair = Pair::lock(me.table, peer.table);
-            for (handle, mapping) in group.iter().flatten() {
-                if mapping.incarnation == peer.table.incarnation() {
+            for (handle, _) in group {
+                if let Some(mapping) = pair.mine.tracks.release(*handle)
+                    && mapping.incarnation == peer.table.incarnation()
+                {
                     pair.granter().uncount(mapping.reference, mapping.access);
                 }
-                pair.mine.tracks.release(*handle);
             }
         });
         if settled.is_none() {
             let mut mine = me.table.lock();
-            group.iter().flatten().for_each(|(handle, _)| mine.tracks.release(*handle));
+            for (handle, _) in group {
+                // Its granter is gone, and with it what would have to be told.
+                let _ = mine.tracks.release(*handle);
+            }
         }
     }
 }
 
 /// Unmaps what a dying domain has mapped, a batch in each call.
 pub fn unmap_all<P: Parties>(me: Party<'_, P::Memory>, parties: &P) -> Progress {
-    let mut closed: [Closed; BATCH] = [None; BATCH];
+    let mut closed = Closed::new();
     let mut removed = UnmappedBatch::new();
     let progress = {
         let mut mine = me.table.lock();
         mine.is_dying = true;
         let mut from = 0;
-        for slot in &mut closed {
-            let Some((handle, mapping)) = mine.tracks.next_mapped(from) else { break };
-            close(&mut mine, me, handle, mapping, &mut removed);
-            *slot = Some((handle, mapping));
+        loop {
+            let Some((handle, mapping)) = mine.tracks.next_mapped(from) else { break Progress::Done };
+            if closed.len == BATCH {
+                break Progress::Again;
+            }
+            me.memory.unmap_grant(mapping.gfn, mapping.mfn, &mut removed);
+            mine.tracks.close(handle, mapping);
+            closed.push(handle, mapping.granter);
             from = handle + 1;
         }
-        if mine.tracks.next_mapped(from).is_some() { Progress::Again } else { Progress::Done }
     };
     parties.flush(me.memory, removed);
     settle_closed(me, &closed, parties);

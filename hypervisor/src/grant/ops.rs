@@ -104,16 +104,29 @@ fn list<T: Wire + Default>(
     buffers: &mut impl Buffers,
     work: impl Fn(&mut [T]),
 ) -> Result<Step, Errno> {
+    // Most lists have one element, which needs no large buffer to be cleared.
+    if request.count <= 1 {
+        batches::<T, 1>(request, buffers, work)
+    } else {
+        batches::<T, BATCH>(request, buffers, work)
+    }
+}
+
+fn batches<T: Wire + Default, const N: usize>(
+    request: Request,
+    buffers: &mut impl Buffers,
+    work: impl Fn(&mut [T]),
+) -> Result<Step, Errno> {
     const { assert!(T::SIZE <= ELEMENT_MAX) };
-    let mut bytes = [0; ELEMENT_MAX * BATCH];
-    let mut elements = [T::default(); BATCH];
+    let mut bytes = [[0; ELEMENT_MAX]; N];
+    let mut elements = [T::default(); N];
     let mut rest = request;
     for _ in 0..BATCHES {
-        let len = to_usize(u64::from(rest.count)).min(BATCH);
+        let len = to_usize(u64::from(rest.count)).min(N);
         if len == 0 {
             break;
         }
-        let (bytes, elements) = (&mut bytes[..len * T::SIZE], &mut elements[..len]);
+        let (bytes, elements) = (&mut bytes.as_flattened_mut()[..len * T::SIZE], &mut elements[..len]);
         buffers.read(rest.address, bytes)?;
         for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(T::SIZE)) {
             *element = T::from_bytes(bytes);

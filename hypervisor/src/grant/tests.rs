@@ -407,10 +407,10 @@ fn handles_are_limited_and_used_again() {
         })
         .collect();
     assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace), "a chunk more would be over the limit");
-    tracks.close(handles[70]);
+    tracks.close(handles[70], mapping);
     assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace), "not free before it is released");
-    tracks.release(handles[70]);
-    tracks.release(handles[70]);
+    assert_eq!(tracks.release(handles[70]), Some(mapping));
+    assert_eq!(tracks.release(handles[70]), None);
     tracks.ensure_room().unwrap();
     assert_eq!(tracks.insert(mapping), handles[70]);
     assert_eq!(tracks.ensure_room(), Err(Refusal::NoSpace));
@@ -552,6 +552,27 @@ fn a_copy_leaves_the_marks_of_mappings() {
     assert_eq!(world.marks(1, 0), READING);
     world.unmap(0, reader, 8);
     assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
+fn an_entry_that_both_sides_hold_is_marked_until_the_end() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    world.grant(1, 1, 0, 1, PERMIT);
+    let word = world.entry(1, 0);
+    let both = piece(gref(1, 0, 0), gref(1, 0, 64), 8, FROM | TO);
+    let source_stays = piece(gref(1, 0, 0), gref(1, 1, 0), 8, FROM | TO);
+    // The second element looks up page 1 while the source still holds entry 0.
+    let pins = Cell::new(0);
+    *world.doms[1].p2m.at_pin.borrow_mut() = Some(Box::new(move || {
+        pins.set(pins.get() + 1);
+        assert_eq!(word.load(Ordering::SeqCst) & READING, READING, "pin {}", pins.get());
+    }));
+    let mut list = [both, source_stays];
+    copy::copy(world.doms[0].party(), &mut list, &world);
+    assert_eq!((list[0].status, list[1].status), (OKAY, OKAY));
+    assert_eq!((world.marks(1, 0), world.marks(1, 1)), (0, 0));
+    assert_eq!((world.references(1, 0), world.references(1, 1)), (0, 0));
 }
 
 #[test]
@@ -730,7 +751,7 @@ enum Op {
     Write { d: usize, reference: u32, peer: u16, gfn: u64, flags: u64 },
     Map { d: usize, granter: u16, reference: u32, gfn: u64, flags: u32 },
     Unmap { d: usize, nth: usize, gfn_off: u64 },
-    Copy { d: usize, source: (u16, u64), dest: (u16, u64), flags: u16, at: (u16, u16, u16) },
+    Copy { d: usize, list: Vec<GrantCopy> },
     GiveUp { d: usize, gfn: u64 },
     Reborn { d: usize },
 }
@@ -753,8 +774,13 @@ fn random_op() -> impl Strategy<Value = Op> {
             .prop_map(|(d, granter, reference, gfn, flags)| Op::Map { d, granter, reference, gfn, flags }),
         6 => (d(), 0..4usize, prop_oneof![5 => Just(0u64), 1 => Just(1)])
             .prop_map(|(d, nth, gfn_off)| Op::Unmap { d, nth, gfn_off }),
-        8 => (d(), side(), side(), 0..4u16, (at(), at(), at()))
-            .prop_map(|(d, source, dest, flags, at)| Op::Copy { d, source, dest, flags, at }),
+        8 => (d(), proptest::collection::vec((side(), side(), 0..4u16, (at(), at(), at())), 1..6)).prop_map(|(d, list)| {
+            let side = |(domid, frame), offset| CopyPtr { frame, domid, offset };
+            let op = |(source, dest, flags, at): (_, _, _, (u16, u16, u16))| {
+                piece(side(source, at.0), side(dest, at.1), at.2, flags)
+            };
+            Op::Copy { d, list: list.into_iter().map(op).collect() }
+        }),
         1 => (d(), 0..RAM).prop_map(|(d, gfn)| Op::GiveUp { d, gfn }),
         1 => d().prop_map(|d| Op::Reborn { d }),
     ]
@@ -907,10 +933,12 @@ fn apply(world: &mut World, model: &mut Model, op: &Op) {
             }
             None => assert_eq!(world.unmap(d, 60 + low_u32(gfn_off), 8), abi::GNTST_BAD_HANDLE),
         },
-        Op::Copy { d, source, dest, flags, at } => {
-            let side = |(domid, frame), offset| CopyPtr { frame, domid, offset };
-            let op = piece(side(source, at.0), side(dest, at.1), at.2, flags);
-            assert_eq!(world.copy(d, op), status(model.copy(d, &op)));
+        Op::Copy { d, ref list } => {
+            let mut done = list.clone();
+            copy::copy(world.doms[d].party(), &mut done, world);
+            for (op, done) in list.iter().zip(done) {
+                assert_eq!(done.status, status(model.copy(d, op)));
+            }
         }
         Op::GiveUp { d, gfn } => {
             if model.domains[d].ram.remove(&gfn).is_some() {

@@ -41,7 +41,7 @@ enum Slot {
     },
     Mapped(Mapping),
     /// Removed from the p2m, not flushed: the handle is dead and not free yet.
-    Closing,
+    Closing(Mapping),
 }
 
 /// The mappings that one domain has made.
@@ -109,20 +109,21 @@ impl Tracks {
     }
 
     /// Makes a handle that [`Tracks::get`] found dead, but keeps it from being given out again.
-    pub(super) fn close(&mut self, handle: u32) {
+    pub(super) fn close(&mut self, handle: u32, mapping: Mapping) {
         if let Some(slot) = self.slot(handle) {
-            *slot = Slot::Closing;
+            *slot = Slot::Closing(mapping);
         }
     }
 
-    /// Ends a handle that was closed.
-    pub(super) fn release(&mut self, handle: u32) {
+    /// Ends a handle that was closed, and returns what it named.
+    pub(super) fn release(&mut self, handle: u32) -> Option<Mapping> {
         let next = self.free;
-        if let Some(slot @ Slot::Closing) = self.slot(handle) {
-            *slot = Slot::Free { next };
-            self.free = handle;
-            self.nr_mapped -= 1;
-        }
+        let slot = self.slot(handle)?;
+        let Slot::Closing(mapping) = *slot else { return None };
+        *slot = Slot::Free { next };
+        self.free = handle;
+        self.nr_mapped -= 1;
+        Some(mapping)
     }
 
     /// The first mapping at handle `from` or behind it.
