@@ -8,16 +8,14 @@
 mod bundle;
 mod compile;
 mod console;
-#[allow(dead_code, reason = "dom0 is not started yet")]
 mod debian;
 mod doctor;
-#[allow(dead_code, reason = "dom0 is not started yet")]
 mod emulator;
-#[allow(dead_code, reason = "dom0 is not started yet")]
+#[allow(dead_code, reason = "dom0's root is not made yet")]
 mod exec;
 mod image;
 mod interrupt;
-#[allow(dead_code, reason = "dom0 is not started yet")]
+#[allow(dead_code, reason = "dom0's root is not made yet")]
 mod kernel;
 mod launch;
 mod loc;

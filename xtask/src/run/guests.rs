@@ -9,15 +9,15 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use super::{Options, ShowTail};
 use crate::bundle::Module;
 use crate::console::{self, End, Log, Until};
-use crate::emulator::{self, Emulator, Machine};
+use crate::emulator::Running;
 use crate::kernel;
-use crate::launch::{Launch, RunDir, Via};
-use crate::report;
 
 /// Memory of a guest that does not say how much it wants.
 const DEFAULT_MEMORY_MIB: u32 = 64;
@@ -110,24 +110,23 @@ pub(crate) fn exit_code(end: End) -> u8 {
     }
 }
 
-/// Boots `launch` and copies the log to standard output until the machine ends.
-pub(super) fn run(
-    emulator: Emulator,
-    launch: &Launch,
-    machine: impl FnOnce(emulator::Boot) -> Machine,
-    dir: &RunDir,
-    log: Log,
-    deadline: Option<std::time::Instant>,
-) -> Result<u8> {
-    let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
-    report::step(format!("starting {}", emulator.name()));
-    let mut running = emulator::start(emulator, machine(boot), dir.path(), false)?;
+/// The boot modules of all guests.
+pub(super) fn modules(options: &Options, dir: &Path) -> Result<Vec<Module>> {
+    let mut modules = Vec::new();
+    for guest in &options.guests {
+        modules.extend(guest.modules(dir)?);
+    }
+    Ok(modules)
+}
+
+/// Copies the log to standard output until the machine ends. Returns the exit status of `xtask run`.
+pub(super) fn run(running: &mut Running, log: Log, deadline: Option<Instant>, hypervisor: &Path) -> Result<u8> {
     let log = Mutex::new(log);
     let mut stdout = std::io::stdout().lock();
-    let end = console::watch(&mut running, &log, Until { deadline, stop: None }, |bytes| {
+    let end = console::watch(running, &log, Until { deadline, stop: None }, |bytes| {
         stdout.write_all(bytes).and_then(|()| stdout.flush()).context("writing to standard output")
     })?;
-    super::explain(end, &console::lock(&log), &running, &launch.hypervisor, super::ShowTail::No);
+    super::explain(end, &console::lock(&log), running, hypervisor, ShowTail::No);
     Ok(exit_code(end))
 }
 

@@ -5,19 +5,21 @@
 //! emulator starts. Exit statuses, beside those of a command in dom0 or of a guest: 124 the time was over, 125 the
 //! hypervisor panicked or the machine ended without a status, 126 dom0 did not reach its shell.
 
+mod dom0;
 pub(crate) mod guests;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::compile::{self, Profile};
 use crate::console::{End, Log};
 use crate::emulator::{self, Boot, Choice, Emulator, Machine, Running};
-use crate::launch::{Launch, RunDir};
+use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
 use crate::symbolize::Symbols;
 use crate::{interrupt, report};
@@ -25,16 +27,32 @@ use guests::Guest;
 
 pub(crate) const STATUS_TIMEOUT: u8 = 124;
 pub(crate) const STATUS_NO_VERDICT: u8 = 125;
+const STATUS_NO_SHELL: u8 = 126;
 /// As a shell reports a program that SIGINT ended.
 pub(crate) const STATUS_INTERRUPTED: u8 = 130;
 
 const GUESTS_MEMORY_MIB: u32 = 512;
+const DOM0_MEMORY_MIB: u32 = 2048;
+/// How long a command in dom0 may take, booting included, when the user does not say.
+const EXEC_TIMEOUT_SECONDS: u64 = 300;
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// Which emulator plays the machine
     #[arg(long, value_enum, default_value_t)]
     emulator: Choice,
+    /// Not interactive: run CMD in dom0's shell as root, print its output, power off, exit with its status
+    #[arg(long, value_name = "CMD", conflicts_with = "guests")]
+    exec: Option<String>,
+    /// dom0's kernel: a bzImage or ELF file, or 6.1 or 6.12 for Debian's [default: 6.1]
+    #[arg(long, value_name = "FILE", conflicts_with = "guests")]
+    kernel: Option<PathBuf>,
+    /// dom0's root file system, as an initramfs
+    #[arg(long, value_name = "FILE", conflicts_with = "guests")]
+    initrd: Option<PathBuf>,
+    /// More arguments for dom0's kernel
+    #[arg(long, value_name = "STR", allow_hyphen_values = true, conflicts_with = "guests")]
+    append: Option<String>,
     /// More words for the hypervisor's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     hv_append: Option<String>,
@@ -78,35 +96,46 @@ enum Switch {
     Off,
 }
 
-/// `xtask run`.
+/// `xtask run`. What fails before the machine has a status of its own is status 125, as no command's is.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     interrupt::catch()?;
+    let status = run(options).unwrap_or_else(|error| {
+        report::error(&error);
+        if interrupt::requested() { STATUS_INTERRUPTED } else { STATUS_NO_VERDICT }
+    });
+    Ok(ExitCode::from(status))
+}
+
+fn run(options: &Options) -> Result<u8> {
     let decision = emulator::decide(options.emulator)?;
     let emulator = decision.emulator;
     report::step(format!("machine: {} ({})", emulator.name(), decision.reason));
     // What cannot be played is refused before anything is compiled.
-    machine(options, Boot::Disk(PathBuf::new()), GUESTS_MEMORY_MIB).check(emulator)?;
-    setup::ensure(&[emulator.purposes(), &[Purpose::Compile]].concat())?;
-    if options.guests.is_empty() {
-        bail!("nothing to boot: give a PVH image with --guest");
-    }
+    machine(options, Boot::Disk(PathBuf::new())).check(emulator)?;
+    let has_dom0 = options.guests.is_empty();
+    let dom0: &[Purpose] = if has_dom0 { &[Purpose::Dom0] } else { &[] };
+    setup::ensure(&[emulator.purposes(), &[Purpose::Compile], dom0].concat())?;
+
     let dir = RunDir::create("run")?;
-    let mut modules = Vec::new();
-    for guest in &options.guests {
-        modules.extend(guest.modules(dir.path())?);
-    }
-    let launch = Launch {
-        hypervisor: compile::hypervisor(options.profile)?.path,
-        cmdline: hypervisor_cmdline(emulator, options.hv_append.as_deref()),
-        modules,
-    };
+    let modules = if has_dom0 { dom0::modules(options)? } else { guests::modules(options, dir.path())? };
+    let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(options)).as_deref());
+    cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
+    let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
+    let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
     let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
-    let deadline = options.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let machine = |boot| machine(options, boot, GUESTS_MEMORY_MIB);
-    Ok(ExitCode::from(guests::run(emulator, &launch, machine, &dir, log, deadline)?))
+
+    report::step(format!("starting {}", emulator.name()));
+    let mut running = emulator::start(emulator, machine(options, boot), dir.path(), options.exec.is_some())?;
+    let limit = options.timeout.or_else(|| options.exec.is_some().then_some(EXEC_TIMEOUT_SECONDS));
+    let deadline = limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    match &options.exec {
+        Some(command) => dom0::exec(&mut running, command, log, deadline, &launch.hypervisor),
+        None if has_dom0 => dom0::interact(&mut running, log, deadline, &launch.hypervisor),
+        None => guests::run(&mut running, log, deadline, &launch.hypervisor),
+    }
 }
 
-fn machine(options: &Options, boot: Boot, default_memory_mib: u32) -> Machine {
+fn machine(options: &Options, boot: Boot) -> Machine {
     Machine {
         cpus: options.smp,
         disks: options.disks.clone(),
@@ -114,8 +143,19 @@ fn machine(options: &Options, boot: Boot, default_memory_mib: u32) -> Machine {
         counts_instructions: options.icount,
         has_iommu: options.iommu == Switch::On,
         extra: options.emulator_args.clone(),
-        ..Machine::new(boot, options.memory.unwrap_or(default_memory_mib))
+        ..Machine::new(boot, memory_mib(options))
     }
+}
+
+fn memory_mib(options: &Options) -> u32 {
+    options.memory.unwrap_or(if options.guests.is_empty() { DOM0_MEMORY_MIB } else { GUESTS_MEMORY_MIB })
+}
+
+/// dom0's share: half of the memory, at most 1 GiB; of a small machine all but what the hypervisor and a guest need.
+fn dom0_memory(options: &Options) -> String {
+    let all = memory_mib(options);
+    let small = all.saturating_sub(128).min(384);
+    format!("dom0_mem={}", (all / 2).min(1024).max(small))
 }
 
 /// The hypervisor's command line: what every emulated machine needs, then the user's words, which so have the last
