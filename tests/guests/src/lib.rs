@@ -17,6 +17,7 @@ pub mod apic;
 pub mod boot;
 pub mod cpu;
 pub mod events;
+pub mod grants;
 pub mod hypercall;
 pub mod paging;
 pub mod report;
