@@ -153,12 +153,23 @@ pub trait Machine: Sync {
     fn tsc(&self) -> Ticks;
     /// The host's answer to CPUID.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// The XCR0 bits whose state is switched between vCPUs; 0 without XSAVE.
+    fn supported_xcr0(&self) -> u64;
     /// Makes a vCPU's hardware state, or says that memory ran out.
     fn new_vcpu(&self, config: &VcpuConfig) -> Option<alloc::boxed::Box<dyn VcpuHw>>;
     /// Drops every cached translation of the p2m with this tag on this pCPU.
     fn flush_p2m(&self, root: Mfn, tlb_tag: u16);
     /// Writes bytes to the console as they are.
     fn console_write(&self, bytes: &[u8]);
+    /// Stops this pCPU until an interrupt arrives or the host's TSC passes `until`.
+    fn idle(&self, until: Ticks);
+    /// The next interrupt of the host that waits, ended at the local APIC unless it is a
+    /// device's. `acknowledged` is the vector that an exit reported, if it did.
+    fn take_interrupt(&self, acknowledged: Option<u8>) -> Option<HostInterrupt>;
+    /// Ends a device's interrupt at the local APIC, after a level-triggered line was masked.
+    fn end_of_interrupt(&self);
+    /// Reads what has arrived at the console; returns the number of bytes.
+    fn console_read(&self, buffer: &mut [u8]) -> usize;
     /// Wakes a pCPU that is idle or runs a guest, so that it looks at its vCPUs' flags.
     fn kick(&self, pcpu: u32);
     /// Reads a physical I/O APIC register.
@@ -169,6 +180,24 @@ pub trait Machine: Sync {
     fn reset(&self) -> !;
     /// Powers the machine off as far as it can, else halts; `status` reaches the emulator.
     fn power_off(&self, status: u8) -> !;
+}
+
+/// An interrupt of the host, by what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostInterrupt {
+    /// The deadline timer.
+    Timer,
+    /// The console has input.
+    Console,
+    /// Another pCPU wants attention.
+    Kick,
+    /// Nothing.
+    Spurious,
+    /// A device of dom0, which chose the vector (0x20 to 0xeb).
+    Device {
+        /// The vector.
+        vector: u8,
+    },
 }
 
 /// The four registers that CPUID returns.

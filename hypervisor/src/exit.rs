@@ -29,8 +29,14 @@ pub enum Exit {
     ControlWrite {
         /// Which register.
         register: ControlRegister,
-        /// The value that the guest tried to write, whole (CLTS and LMSW already applied).
-        value: u64,
+        /// The value that the guest tried to write, whole (CLTS and LMSW already applied), or
+        /// `None` where only decoding the instruction tells it.
+        value: Option<u64>,
+    },
+    /// MOV from CR8, the task priority.
+    Cr8Read {
+        /// The number of the register that takes it, or `None` where only decoding tells it.
+        into: Option<u8>,
     },
     /// An exception that is intercepted; the guest's own handler has not seen it.
     Exception {
@@ -106,6 +112,8 @@ pub enum ControlRegister {
     Cr0,
     /// CR4.
     Cr4,
+    /// CR8, the task priority of the local APIC.
+    Cr8,
 }
 
 /// What an instruction that is refused raises in the guest.

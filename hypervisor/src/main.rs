@@ -8,13 +8,295 @@ extern crate alloc;
 
 mod machine;
 
-use machine::boot::{BootInfo, power};
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+
+use guest_abi::DomId;
+use guest_abi::num::low_u8;
+use hypervisor::addr::{Hpa, Order, Ticks};
+use hypervisor::boot::acpi::build::{Tables, for_dom0};
+use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
+use hypervisor::boot::cmdline::{self, Console, ExitDevice, OnPanic, Options, TscPolicy};
+use hypervisor::boot::host_map::{FirmwareEntry, HostMap, Kind};
+use hypervisor::boot::machine_map::{self, Dom0Request, Input, MachineMap};
+use hypervisor::boot::module::{self, Dom0Modules, Roster};
+use hypervisor::boot::span::{Span, Spans};
+use hypervisor::domain::DomainTable;
+use hypervisor::domain::build::{self, Images};
+use hypervisor::emul::ioapic::{IoapicInfo, Ioapics};
+use hypervisor::hypervisor::Hypervisor;
+use hypervisor::input::InputRing;
+use hypervisor::sched::Attention;
+use hypervisor::time::{SystemClock, TscScale};
+
+use machine::boot::{BootInfo, BootModule, power};
+use machine::hw::{self, Hw};
+use machine::{apic, clock, console, cpu, layout, lazy, memory, paging, panic, rtc};
+
+/// Bytes of the hypervisor's heap.
+const HEAP_SIZE: u64 = 2 << 20;
+/// The I/O APIC pin that a PC wires COM1 to, unless the tables say otherwise.
+const COM1_IRQ: u8 = 4;
 
 /// Goes on where `boot_main` ends: the console, traps and the early heap work.
 fn start(info: &BootInfo) -> ! {
-    log::info!("command line: {}", info.command_line);
+    match boot(info) {
+        Ok(hv) => hypervisor::vcpu::run::schedule(hv),
+        Err(why) => power::fail(format_args!("{why}")),
+    }
+}
+
+fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
+    let options = apply_options(&info.command_line);
+    let khz = clock::init(options.cpu_khz.map(u64::from))
+        .and_then(|khz| u32::try_from(khz).ok())
+        .ok_or("the TSC's frequency could not be measured (no PIT?); give it as cpu_khz=")?;
+    let scale = TscScale::from_khz(khz).ok_or("the TSC's frequency is out of range; give it as cpu_khz=")?;
+    log::info!("TSC runs at {khz} kHz");
+    let strings: Vec<&str> = info.modules.iter().map(|module| module.args.as_str()).collect();
     for module in &info.modules {
         log::info!("module at {:#x}, {} KiB: {}", module.start, module.len >> 10, module.args);
     }
-    power::fail(format_args!("nothing to start"))
+    let roster = module::sort(&strings).map_err(|error| error.to_string())?;
+
+    let host = host_map(info);
+    let acpi = read_acpi(info)?;
+    let map = plan_memory(&options, &host, &acpi, info, &roster)?;
+    let memory = install_memory(&host, &acpi, &map);
+    move_modules(&map);
+
+    apic::mask_pics();
+    apic::set_nr_ioapics(u32::try_from(acpi.madt.io_apics.len()).unwrap_or(0));
+    apic::init();
+    lazy::enable();
+    let backend = hw::enable_backend()?;
+    let (x2apic, deadline) = apic::modes();
+    log::info!("local APIC {}, x2APIC {x2apic}, TSC deadline {deadline}", apic::id());
+
+    let hv: &'static Hypervisor = Box::leak(Box::new(Hypervisor {
+        machine: &Hw,
+        mem: memory.mem,
+        frames: memory.frames,
+        domains: DomainTable::new(),
+        clock: SystemClock::new(scale, Ticks::new(clock::boot_tsc())),
+        wallclock_ns: AtomicU64::new(rtc::nanos_since_1970()),
+        is_tsc_stable: options.tsc == TscPolicy::Stable || cpu::has_invariant_tsc(),
+        attention: Box::leak(Box::new(Attention::default())),
+        input: InputRing::new(),
+        on_panic: options.panic,
+        format: backend.format(),
+        largest_leaf: if cpu::has_gib_pages() { Order::GIB_1 } else { Order::MIB_2 },
+        phys_bits: cpu::phys_bits(),
+        keeps_com1: options.console == Console::Com1,
+    }));
+    build_domains(hv, &options, &acpi, &map, &roster)?;
+    reclaim(hv, &map);
+    Ok(hv)
+}
+
+/// Acts on the command line; what has no effect is named.
+fn apply_options(line: &str) -> Options {
+    let (options, complaints) = cmdline::parse(line);
+    power::set_exit_port(match options.exit {
+        ExitDevice::Qemu => power::ExitPort::Qemu,
+        ExitDevice::Bochs => power::ExitPort::Bochs,
+        ExitDevice::Acpi => power::ExitPort::None,
+    });
+    panic::set_policy(match options.panic {
+        OnPanic::Reboot => panic::Policy::Reboot,
+        OnPanic::Halt => panic::Policy::Halt,
+        OnPanic::Exit => panic::Policy::Exit,
+    });
+    console::set_level(options.loglvl);
+    if options.console == Console::None {
+        console::disable();
+    }
+    log::info!("command line: {line}");
+    for complaint in complaints {
+        log::warn!("command line: {complaint}");
+    }
+    options
+}
+
+fn host_map(info: &BootInfo) -> HostMap {
+    let entries: Vec<FirmwareEntry> = info
+        .memory_map
+        .iter()
+        .map(|(start, len, kind)| FirmwareEntry { start: *start, len: *len, kind: *kind })
+        .collect();
+    let host = HostMap::new(&entries, 1 << cpu::phys_bits().min(46));
+    for entry in host.entries() {
+        log::info!("  {} {}", entry.span, entry.kind);
+    }
+    host
+}
+
+fn read_acpi(info: &BootInfo) -> Result<HostAcpi, String> {
+    let memory = memory::Identity;
+    let root = match info.rsdp {
+        Some(at) => RootPointer::at(&memory, at),
+        None => RootPointer::find(&memory),
+    };
+    let acpi = root.and_then(|root| HostAcpi::walk(&memory, &root)).map_err(|error| error.to_string())?;
+    for complaint in &acpi.complaints {
+        log::warn!("ACPI: {complaint}");
+    }
+    log::info!("{} CPUs, {} I/O APICs; using CPU 0", acpi.madt.apic_ids.len(), acpi.madt.io_apics.len());
+    if acpi.iommus.is_empty() {
+        log::warn!("no IOMMU: dom0's devices can reach all memory by DMA");
+    } else {
+        log::warn!("the IOMMU is not driven yet: dom0's devices can reach all memory by DMA");
+    }
+    Ok(acpi)
+}
+
+fn plan_memory(
+    options: &Options,
+    host: &HostMap,
+    acpi: &HostAcpi,
+    info: &BootInfo,
+    roster: &Roster<'_>,
+) -> Result<MachineMap, String> {
+    let modules: Vec<Span> = info.modules.iter().map(BootModule::span).collect();
+    let withheld: Vec<Span> = acpi
+        .madt
+        .io_apics
+        .iter()
+        .map(|ioapic| Span::sized(u64::from(ioapic.address), 0x1000).pages_around())
+        .chain(acpi.iommus.iter().copied())
+        .collect();
+    let top = host.of(Kind::Ram).end();
+    let input = Input {
+        host,
+        hypervisor: Span::new(layout::image_start(), layout::image_end()),
+        modules: &modules,
+        in_use: &[],
+        boot_fixed: HEAP_SIZE + paging::tables_size(top),
+        boot_per_frame: memory::RECORD_SIZE,
+        dom0: roster.dom0.as_ref().map(|_| Dom0Request { mem: options.dom0_mem, scratch: options.dom0_scratch }),
+        withheld: &withheld,
+    };
+    machine_map::plan(&input).map_err(|error| error.to_string())
+}
+
+/// Loads the final page tables, gives the heap its main area, and makes the frame table.
+fn install_memory(host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> memory::Memory {
+    let ioapics: Vec<Hpa> = acpi.madt.io_apics.iter().map(|ioapic| Hpa::new(u64::from(ioapic.address))).collect();
+    let memory = memory::install(host, map, HEAP_SIZE, &ioapics);
+    log::info!(
+        "{} MiB free; {} KiB for the hypervisor: image {} KiB, boot area {}",
+        memory.frames.free_frames().total >> 8,
+        (layout::image_end() - layout::image_start() + map.boot_area.len()) >> 10,
+        (layout::image_end() - layout::image_start()) >> 10,
+        map.boot_area
+    );
+    memory
+}
+
+fn move_modules(map: &MachineMap) {
+    for step in &map.moves {
+        log::info!("moving module {} to {:#x}", step.module, step.to);
+        memory::copy(step.from, step.to);
+    }
+}
+
+fn build_domains(
+    hv: &'static Hypervisor,
+    options: &Options,
+    acpi: &HostAcpi,
+    map: &MachineMap,
+    roster: &Roster<'_>,
+) -> Result<(), String> {
+    let bytes = |module: usize| memory::bytes(map.modules[module]);
+    if let Some(dom0) = &roster.dom0 {
+        build_dom0(hv, options, acpi, map, dom0, &bytes).map_err(|why| alloc::format!("dom0: {why}"))?;
+    }
+    for (i, guest) in (1_u16..).zip(&roster.guests) {
+        let images =
+            Images { kernel: bytes(guest.image), initrd: guest.initrd.map(bytes), cmdline: guest.spec.cmdline };
+        let domain = build::guest(hv, DomId::new(i), &guest.spec, images)
+            .map_err(|error| alloc::format!("guest {}: {error}", guest.spec.name))?;
+        hv.domains.insert(domain);
+    }
+    Ok(())
+}
+
+fn build_dom0(
+    hv: &'static Hypervisor,
+    options: &Options,
+    acpi: &HostAcpi,
+    map: &MachineMap,
+    modules: &Dom0Modules<'_>,
+    bytes: &dyn Fn(usize) -> &'static [u8],
+) -> Result<(), String> {
+    let layout = map.dom0.as_ref().ok_or("no memory was laid out for it")?;
+    if options.dom0_vcpus.is_some_and(|count| count > 1) {
+        log::warn!("dom0_vcpus: one physical CPU is used, so dom0 gets 1 vCPU");
+    }
+    let visible: Spans = layout.identity.iter().map(|identity| identity.span).collect();
+    let (tables, withheld) =
+        for_dom0(acpi, layout.tables, &[apic::id()], &visible).map_err(|error| error.to_string())?;
+    let names: Vec<String> = withheld.iter().map(ToString::to_string).collect();
+    log::info!("ACPI tables withheld from dom0: {}", names.join(" "));
+    let cmdline = dom0_cmdline(modules.cmdline, acpi);
+    log::info!("dom0's command line: {cmdline}");
+    let images = Images { kernel: bytes(modules.kernel), initrd: modules.initrd.map(bytes), cmdline: &cmdline };
+    let domain = build::dom0(hv, layout, 1, &tables, images).map_err(|error| error.to_string())?;
+    domain.ioapics.call_once(|| take_over_ioapics(hv, acpi));
+    log_identity(&tables);
+    hv.domains.insert(domain);
+    Ok(())
+}
+
+fn log_identity(tables: &Tables) {
+    log::debug!("dom0's ACPI root pointer is at {:#x}", tables.rsdp);
+}
+
+/// Without an IOMMU every page that a device may be given must be dom0's own, so all its DMA goes
+/// through its bounce buffer.
+fn dom0_cmdline(given: &str, _: &HostAcpi) -> String {
+    if given.split_ascii_whitespace().any(|word| word.starts_with("swiotlb=")) {
+        return given.to_string();
+    }
+    alloc::format!("{given} swiotlb=force").trim_start().to_string()
+}
+
+/// Masks every pin but the console's, which is routed to the hypervisor's own vector.
+fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi) -> Ioapics {
+    let com1 = acpi.madt.overrides.iter().find(|o| o.irq == COM1_IRQ).map_or(u32::from(COM1_IRQ), |o| o.gsi);
+    let kept = [com1];
+    let kept: &[u32] = if hv.keeps_com1 { &kept } else { &[] };
+    let units: Vec<IoapicInfo> = acpi
+        .madt
+        .io_apics
+        .iter()
+        .enumerate()
+        .map(|(index, ioapic)| IoapicInfo {
+            index,
+            base: guest_abi::Gpa::new(u64::from(ioapic.address)),
+            gsi_base: ioapic.gsi_base,
+            nr_pins: low_u8(u64::from(apic::ioapic_read(index, 1)) >> 16) + 1,
+            id: ioapic.id,
+        })
+        .collect();
+    let ioapics = Ioapics::new(hv.machine, &units, kept, &[apic::id()]);
+    if let Some(unit) =
+        units.iter().find(|unit| (unit.gsi_base..unit.gsi_base + u32::from(unit.nr_pins)).contains(&com1))
+        && hv.keeps_com1
+    {
+        apic::route_console(unit.index, low_u8(u64::from(com1 - unit.gsi_base)));
+        console::enable_receive_interrupt();
+    }
+    ioapics
+}
+
+/// Gives back what only the boot needed.
+fn reclaim(hv: &Hypervisor, map: &MachineMap) {
+    for span in map.reclaim.iter() {
+        if let Err(error) = hv.frames.add_free(memory::mfns(span)) {
+            log::warn!("cannot reclaim {span}: {error:?}");
+        }
+    }
 }

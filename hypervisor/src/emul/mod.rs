@@ -9,4 +9,6 @@ pub mod decode;
 pub mod ioapic;
 pub mod lapic;
 pub mod lapic_timer;
+pub mod mmio;
+pub mod port;
 pub mod pvclock;

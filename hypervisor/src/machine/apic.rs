@@ -225,3 +225,10 @@ pub(crate) fn mask_pics() {
         unsafe { cpu::outb(port, value) };
     }
 }
+
+/// Routes the console's pin (edge, active high, as ISA lines are) to this CPU's console vector.
+pub(crate) fn route_console(ioapic: usize, pin: u8) {
+    let entry = 0x10 + 2 * pin;
+    ioapic_write(ioapic, entry + 1, id() << 24);
+    ioapic_write(ioapic, entry, u32::from(vector::UART));
+}

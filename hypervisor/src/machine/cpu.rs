@@ -10,7 +10,11 @@ use hypervisor::backend::CpuidResult;
 ///
 /// Source: Intel SDM vol. 4, Model-Specific Registers; AMD APM vol. 2, appendix A.
 pub(crate) mod msr {
+    pub(crate) const TSC: u32 = 0x10;
     pub(crate) const APIC_BASE: u32 = 0x1b;
+    pub(crate) const SYSENTER_CS: u32 = 0x174;
+    pub(crate) const SYSENTER_ESP: u32 = 0x175;
+    pub(crate) const SYSENTER_EIP: u32 = 0x176;
     pub(crate) const EFER: u32 = 0xc000_0080;
     pub(crate) const STAR: u32 = 0xc000_0081;
     pub(crate) const LSTAR: u32 = 0xc000_0082;
@@ -185,4 +189,22 @@ pub(crate) unsafe fn xsetbv(register: u32, value: u64) {
     unsafe {
         asm!("xsetbv", in("ecx") register, in("eax") low, in("edx") high, options(nomem, nostack, preserves_flags));
     }
+}
+
+/// Whether the TSC runs at one rate in all states. Source: AMD APM vol. 3, CPUID 8000_0007h.
+pub(crate) fn has_invariant_tsc() -> bool {
+    cpuid(0x8000_0000, 0).eax >= 0x8000_0007 && cpuid(0x8000_0007, 0).edx & 1 << 8 != 0
+}
+
+/// Whether page tables, the CPU's own and nested ones, may have 1 GiB leaves.
+pub(crate) fn has_gib_pages() -> bool {
+    cpuid(0x8000_0001, 0).edx & 1 << 26 != 0
+}
+
+/// The width of a physical address in bits.
+pub(crate) fn phys_bits() -> u8 {
+    if cpuid(0x8000_0000, 0).eax < 0x8000_0008 {
+        return 36;
+    }
+    guest_abi::num::low_u8(u64::from(cpuid(0x8000_0008, 0).eax))
 }

@@ -5,6 +5,7 @@
 //! can be worked out, and the main one, whose place that map decides. Nothing on the path from
 //! an exit to an entry allocates.
 
+use alloc::boxed::Box;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
@@ -42,6 +43,19 @@ pub(crate) fn init_early() {
 pub(crate) unsafe fn init_main(start: *mut u8, size: usize) {
     // SAFETY: passed on from the caller.
     unsafe { HEAP.0.lock().main.init(start, size) };
+}
+
+/// A zeroed object on the heap, or `None` when memory ran out.
+///
+/// # Safety
+/// All zeroes is a valid `T`.
+pub(crate) unsafe fn new_zeroed<T>() -> Option<Box<T>> {
+    let layout = Layout::new::<T>();
+    assert!(layout.size() != 0);
+    // SAFETY: the size is above zero.
+    let block = NonNull::new(unsafe { alloc::alloc::alloc_zeroed(layout) })?;
+    // SAFETY: allocated by the global allocator with T's layout; valid by the caller's word.
+    Some(unsafe { Box::from_raw(block.as_ptr().cast::<T>()) })
 }
 
 /// Bytes used and bytes free.

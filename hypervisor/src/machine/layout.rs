@@ -65,8 +65,14 @@ symbols! {
     image_end = __image_end;
 }
 
-/// Whether a physical address can be reached through the direct map.
+/// The address at which the direct map shows a physical address.
 pub(crate) fn direct_mapped(hpa: Hpa) -> u64 {
     debug_assert!(hpa.raw() < DIRECT_MAP_SIZE);
     DIRECT_MAP + hpa.raw()
+}
+
+/// The physical address of an object on the heap or in the image.
+pub(crate) fn hpa_of<T>(object: &T) -> Hpa {
+    let address = core::ptr::from_ref(object).expose_provenance() as u64;
+    Hpa::new(if address >= DIRECT_MAP { address - DIRECT_MAP } else { address })
 }

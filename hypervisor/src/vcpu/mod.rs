@@ -1,4 +1,171 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Virtual CPUs.
+//!
+//! A [`Vcpu`] has two halves. What others touch (a peer's event, an interrupt, a start-up IPI) is
+//! atomics: they set a flag, then [`Vcpu::request_attention`]. The rest is [`VcpuState`], which the
+//! pCPU that runs the vCPU holds locked for as long as it runs it; nobody else waits for that lock
+//! unless the vCPU is known not to run.
+//!
+//! The one rule of delivery: whoever makes something deliverable sets the attention flag
+//! *afterwards*; the vCPU loop clears the flag *before* it looks. So nothing is overlooked, and an
+//! entry with nothing new costs one load.
 
+pub mod exits;
 pub mod regs;
+pub mod run;
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use guest_abi::VcpuId;
+use regs::GuestRegs;
+use spin::Mutex;
+
+use crate::addr::Ticks;
+use crate::backend::VcpuHw;
+use crate::counters::Counters;
+use crate::emul::lapic::{Lapic, LapicShared};
+use crate::policy::msr::MsrState;
+
+/// Whether a vCPU can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RunState {
+    /// It was never started, or halted with interrupts off: only INIT and a start-up IPI help.
+    Down = 0,
+    /// It waits for an interrupt, an event or its timer.
+    Blocked = 1,
+    /// It can run.
+    Runnable = 2,
+}
+
+/// No deadline.
+pub const NEVER: Ticks = Ticks::new(u64::MAX);
+
+/// A virtual CPU.
+pub struct Vcpu {
+    /// Its number, which the kernel knows as the ACPI processor UID.
+    pub id: VcpuId,
+    /// Its local APIC id.
+    pub apic_id: u32,
+    /// What other vCPUs may do to its local APIC.
+    pub lapic: LapicShared,
+    /// What it has cost.
+    pub counters: Counters,
+    /// An event-channel upcall is due.
+    pub upcall_due: AtomicBool,
+    attention: AtomicBool,
+    run_state: AtomicU8,
+    sleep_deadline: AtomicU64,
+    state: Mutex<VcpuState>,
+}
+
+/// What only the pCPU that runs the vCPU touches.
+pub struct VcpuState {
+    /// The general-purpose registers.
+    pub regs: GuestRegs,
+    /// Everything else that the CPU holds.
+    pub hw: Box<dyn VcpuHw>,
+    /// The private half of the local APIC.
+    pub lapic: Lapic,
+    /// MSRs that are kept in software.
+    pub msrs: MsrState,
+    /// When VIRQ_TIMER is due, in host ticks.
+    pub timer: Ticks,
+    /// When a SCHEDOP_poll times out.
+    pub poll_timeout: Ticks,
+    /// The vCPU waits in SCHEDOP_poll.
+    pub is_polling: bool,
+    /// Where the guest wants its runstate written, if it does: a virtual address.
+    pub runstate_area: u64,
+    /// INIT has arrived and a start-up IPI has not.
+    pub awaits_sipi: bool,
+    /// An interrupt window has been asked for.
+    pub window_requested: bool,
+    /// The p2m generation that `hw` was last told.
+    pub p2m_generation: u64,
+}
+
+impl Vcpu {
+    /// A vCPU that is down.
+    #[must_use]
+    pub fn new(id: VcpuId, apic_id: u32, hw: Box<dyn VcpuHw>) -> Self {
+        Self {
+            id,
+            apic_id,
+            lapic: LapicShared::new(),
+            counters: Counters::new(),
+            upcall_due: AtomicBool::new(false),
+            attention: AtomicBool::new(false),
+            run_state: AtomicU8::new(RunState::Down as u8),
+            sleep_deadline: AtomicU64::new(NEVER.raw()),
+            state: Mutex::new(VcpuState {
+                regs: GuestRegs::default(),
+                hw,
+                lapic: Lapic::new(apic_id),
+                msrs: MsrState::new(id.raw() == 0),
+                timer: NEVER,
+                poll_timeout: NEVER,
+                is_polling: false,
+                runstate_area: 0,
+                awaits_sipi: true,
+                window_requested: false,
+                p2m_generation: 0,
+            }),
+        }
+    }
+
+    /// The private half; held by the pCPU that runs the vCPU.
+    pub fn state(&self) -> spin::MutexGuard<'_, VcpuState> {
+        self.state.lock()
+    }
+
+    /// The private half, if the vCPU does not run at the moment.
+    pub fn try_state(&self) -> Option<spin::MutexGuard<'_, VcpuState>> {
+        self.state.try_lock()
+    }
+
+    /// Makes the vCPU look at its flags before it next enters the guest, waking it if it sleeps.
+    #[inline]
+    pub fn request_attention(&self) {
+        self.attention.store(true, Ordering::Release);
+    }
+
+    /// Takes the request.
+    #[inline]
+    pub fn take_attention(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::Acquire)
+    }
+
+    /// Whether somebody asked for attention.
+    #[must_use]
+    pub fn has_attention(&self) -> bool {
+        self.attention.load(Ordering::Acquire)
+    }
+
+    /// Whether the vCPU can run.
+    #[must_use]
+    pub fn run_state(&self) -> RunState {
+        match self.run_state.load(Ordering::Acquire) {
+            0 => RunState::Down,
+            1 => RunState::Blocked,
+            _ => RunState::Runnable,
+        }
+    }
+
+    /// Puts the vCPU to sleep, or down, or wakes it. Only its own pCPU does.
+    pub fn set_run_state(&self, state: RunState) {
+        self.run_state.store(state as u8, Ordering::Release);
+    }
+
+    /// When a sleeping vCPU wakes by itself.
+    #[must_use]
+    pub fn sleep_deadline(&self) -> Ticks {
+        Ticks::new(self.sleep_deadline.load(Ordering::Relaxed))
+    }
+
+    /// Sets when a sleeping vCPU wakes by itself.
+    pub fn set_sleep_deadline(&self, deadline: Ticks) {
+        self.sleep_deadline.store(deadline.raw(), Ordering::Relaxed);
+    }
+}

@@ -38,6 +38,29 @@ impl GuestRegs {
         low_u32(self.rcx)
     }
 
+    /// The register with this number in an instruction's operand (0 RAX, 1 RCX, 2 RDX, 3 RBX,
+    /// 5 RBP, 6 RSI, 7 RDI, 8 to 15), or `None` for RSP, which is not here, and beyond.
+    pub const fn by_number(&mut self, number: u8) -> Option<&mut u64> {
+        Some(match number {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            15 => &mut self.r15,
+            _ => return None,
+        })
+    }
+
     /// EDX:EAX as one number.
     #[must_use]
     pub const fn edx_eax(&self) -> u64 {
@@ -126,7 +149,8 @@ pub struct CpuState {
 }
 
 impl CpuState {
-    const RESET_PAT: u64 = 0x0007_0406_0007_0406;
+    /// The page-attribute table after reset: WB, WT, UC-, UC, twice.
+    pub const RESET_PAT: u64 = 0x0007_0406_0007_0406;
 
     /// The state in which a PVH kernel is entered: 32-bit protected mode, paging off, EBX (set
     /// by the caller) holding the address of the start info.

@@ -13,6 +13,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::global_asm;
 
+use hypervisor::boot::span::Span;
+
 use super::{clock, console, heap, percpu, traps};
 
 global_asm!(include_str!("entry.S"));
@@ -37,6 +39,13 @@ pub(crate) struct BootModule {
     pub(crate) len: u64,
     /// Role and arguments.
     pub(crate) args: String,
+}
+
+impl BootModule {
+    /// Where it lies.
+    pub(crate) const fn span(&self) -> Span {
+        Span::sized(self.start, self.len)
+    }
 }
 
 const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;

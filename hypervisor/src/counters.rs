@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What each vCPU has cost: exits and hypercalls by reason, and ticks spent on each.
+//!
+//! Always on: an exit adds one to a counter and a difference of two TSC readings to another. The
+//! ticks are those from exit to entry, so under an emulator that counts one tick an instruction
+//! they are the hypervisor's instructions. Only the pCPU that runs the vCPU writes, so plain
+//! relaxed stores are enough; anybody may read.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::exit::Exit;
+
+/// Reasons that are told apart, in the order in which they are reported.
+pub const NR_REASONS: usize = 16;
+/// Hypercall numbers that are told apart; higher ones share the last counter.
+pub const NR_HYPERCALLS: usize = 64;
+
+/// What the reasons are called.
+pub const REASON_NAMES: [&str; NR_REASONS] = [
+    "hypercall",
+    "cpuid",
+    "rdmsr",
+    "wrmsr",
+    "hlt",
+    "xsetbv",
+    "io",
+    "p2m-fault",
+    "control-write",
+    "exception",
+    "forbidden",
+    "interrupt",
+    "window",
+    "deadline",
+    "cache-flush",
+    "other",
+];
+
+/// The place of an exit among the reasons.
+#[must_use]
+pub const fn reason(exit: &Exit) -> usize {
+    match exit {
+        Exit::Hypercall => 0,
+        Exit::Cpuid => 1,
+        Exit::Rdmsr => 2,
+        Exit::Wrmsr => 3,
+        Exit::Halt => 4,
+        Exit::Xsetbv => 5,
+        Exit::Io(_) => 6,
+        Exit::P2mFault(_) => 7,
+        Exit::ControlWrite { .. } | Exit::Cr8Read { .. } => 8,
+        Exit::Exception { .. } => 9,
+        Exit::Forbidden(_) => 10,
+        Exit::ExternalInterrupt { .. } | Exit::HostNmi => 11,
+        Exit::InterruptWindow => 12,
+        Exit::Deadline | Exit::PauseLoop => 13,
+        Exit::CacheFlush => 14,
+        _ => 15,
+    }
+}
+
+/// A number that one pCPU writes and anybody reads.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds; only the counter's own pCPU calls this.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// The number now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One vCPU's counters.
+pub struct Counters {
+    /// Exits by reason.
+    pub exits: [Counter; NR_REASONS],
+    /// Ticks from exit to entry, by reason.
+    pub ticks: [Counter; NR_REASONS],
+    /// Hypercalls by number.
+    pub hypercalls: [Counter; NR_HYPERCALLS],
+}
+
+impl Counters {
+    /// All zero.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            exits: [const { Counter::new() }; NR_REASONS],
+            ticks: [const { Counter::new() }; NR_REASONS],
+            hypercalls: [const { Counter::new() }; NR_HYPERCALLS],
+        }
+    }
+
+    /// Exits of all reasons, and the ticks spent on them.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum();
+        (sum(&self.exits), sum(&self.ticks))
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new()
+    }
+}

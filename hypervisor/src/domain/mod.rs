@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Domains.
+//!
+//! A [`Domain`] is shared by everybody who holds a reference to it. Each part has its own way to
+//! be changed: the p2m and the grant table under their locks, event channels by their own rules,
+//! small state in atomics. What makes the domain (memory, vCPUs, kernel) is [`build`].
+
+pub mod build;
+pub mod console;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
+use guest_abi::{DomId, Errno, VcpuId, Wire};
+use spin::Once;
+
+use crate::addr::{Mfn, PAGE_SHIFT};
+use crate::boot::host_map::Entry;
+use crate::emul::ioapic::Ioapics;
+use crate::emul::pvclock::{self, Area, GuestClock};
+use crate::evtchn::{EventChannels, Peers, Wake};
+use crate::grant::GrantTable;
+use crate::hypervisor::Hypervisor;
+use crate::lock::Lock;
+use crate::p2m::{P2m, P2mView, TlbState};
+use crate::policy::control::ControlPolicy;
+use crate::policy::cpuid::CpuidPolicy;
+use crate::policy::msr::MsrPolicy;
+use crate::sched::Attention;
+use crate::vcpu::exits::Outcome;
+use crate::vcpu::{RunState, Vcpu, VcpuState};
+
+/// The number of HVM parameters. Source: `xen/include/public/hvm/params.h`, `HVM_NR_PARAMS`.
+pub const NR_HVM_PARAMS: usize = 40;
+
+bitflags::bitflags! {
+    /// What a domain may do beyond its own affairs.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Privileges: u8 {
+        /// Owns the machine's devices: ports, device memory, I/O APICs, global VIRQs.
+        const HARDWARE = 1 << 0;
+        /// Controls other domains: creates, maps, destroys.
+        const CONTROL = 1 << 1;
+        /// Uses the hypervisor's console.
+        const CONSOLE = 1 << 2;
+    }
+}
+
+/// Why a domain stopped by itself. Source: `xen/include/public/sched.h`, `SHUTDOWN_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ShutdownReason {
+    /// It is done.
+    Poweroff = 0,
+    /// It wants to be started again.
+    Reboot = 1,
+    /// It wants to be saved.
+    Suspend = 2,
+    /// It found itself broken, or broke.
+    Crash = 3,
+    /// Its watchdog ran out.
+    Watchdog = 4,
+    /// It wants its hypervisor state reset and goes on.
+    SoftReset = 5,
+}
+
+impl ShutdownReason {
+    /// The reason with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Poweroff,
+            1 => Self::Reboot,
+            2 => Self::Suspend,
+            3 => Self::Crash,
+            4 => Self::Watchdog,
+            5 => Self::SoftReset,
+            _ => return None,
+        })
+    }
+}
+
+/// What a guest did that ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashReason {
+    /// The CPU shut down.
+    TripleFault,
+    /// The CPU refused the guest's state.
+    EntryFailed(u64),
+    /// An exit that nothing asked for.
+    UnexpectedExit(u64),
+    /// Page tables outside its memory.
+    PageTablesOutsideRam(u64),
+}
+
+const RUNNING: u8 = u8::MAX;
+
+/// A domain.
+pub struct Domain {
+    /// Its number.
+    pub id: DomId,
+    /// What people call it.
+    pub name: String,
+    /// What it may do.
+    pub privileges: Privileges,
+    /// Its guest-physical memory: changes.
+    pub p2m: Lock<P2m>,
+    /// Its guest-physical memory: lookups.
+    pub p2m_view: P2mView,
+    /// What TLBs may know of its memory.
+    pub tlb: Arc<TlbState>,
+    /// Its event channels.
+    pub events: EventChannels,
+    /// Its grant table, and what it has mapped of others'.
+    pub grants: GrantTable,
+    /// The page that it shares with the hypervisor.
+    pub shared_info: Mfn,
+    /// Parameters that toolstack and kernel exchange.
+    pub hvm_params: [AtomicU64; NR_HVM_PARAMS],
+    /// Its vCPUs.
+    pub vcpus: Box<[Vcpu]>,
+    /// What it sees of the CPU.
+    pub cpuid: CpuidPolicy,
+    /// Which MSRs it may use.
+    pub msr: MsrPolicy,
+    /// Which control bits it may set.
+    pub control: ControlPolicy,
+    /// What its TSC is ahead of the host's.
+    pub tsc_offset: u64,
+    /// The I/O APICs, for the domain that owns the devices.
+    pub ioapics: Once<Ioapics>,
+    /// Its memory map.
+    pub e820: Box<[Entry]>,
+    /// What it printed on the log-only console.
+    pub console: Lock<console::LineBuffer>,
+    /// The console ring that the hypervisor drains, for a guest without a backend.
+    pub log_ring: Once<build::LogRing>,
+    attention: &'static Attention,
+    callback: AtomicU64,
+    /// [`RUNNING`], or the number of a [`ShutdownReason`].
+    shutdown: AtomicU8,
+}
+
+impl Domain {
+    /// Whether its vCPUs may run.
+    #[inline]
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.shutdown.load(Ordering::Acquire) == RUNNING
+    }
+
+    /// Why it stopped, if it did.
+    #[must_use]
+    pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
+        ShutdownReason::from_raw(u32::from(self.shutdown.load(Ordering::Acquire)))
+    }
+
+    /// Stops all vCPUs for a reason; the first reason counts.
+    pub fn shut_down(&self, reason: ShutdownReason) {
+        let first = self.shutdown.compare_exchange(RUNNING, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if first {
+            self.console.lock().flush(self.id);
+            log::info!("{} ({}) has shut down: {reason:?}", self.id, self.name);
+        }
+        self.attention.request();
+        for vcpu in &self.vcpus {
+            vcpu.request_attention();
+        }
+    }
+
+    /// Ends the domain because of what one of its vCPUs did.
+    pub(crate) fn crash(&self, reason: CrashReason, state: &VcpuState) -> Outcome {
+        if self.is_running() {
+            log::warn!("{} ({}) crashed: {reason:x?}", self.id, self.name);
+            let (cpu, regs) = (state.hw.state(), &state.regs);
+            log::warn!("  rip {:#x} rsp {:#x} rflags {:#x} cs {:x?}", cpu.rip, cpu.rsp, cpu.rflags, cpu.cs);
+            log::warn!(
+                "  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+                cpu.cr0,
+                cpu.cr2,
+                cpu.cr3,
+                cpu.cr4,
+                cpu.efer
+            );
+            log::warn!("  {regs:x?}");
+        }
+        self.shut_down(ShutdownReason::Crash);
+        Outcome::Leave
+    }
+
+    /// A vCPU halted with interrupts off. When none is left that could run, the domain has powered
+    /// itself off: kernels have no other way to say so without ACPI.
+    pub fn vcpu_went_down(&self) {
+        if self.vcpus.iter().all(|vcpu| vcpu.run_state() == RunState::Down) {
+            self.shut_down(ShutdownReason::Poweroff);
+        }
+    }
+
+    /// The vector that the kernel wants injected directly for events.
+    #[inline]
+    #[must_use]
+    pub fn callback_vector(&self) -> Option<u8> {
+        match self.callback.load(Ordering::Relaxed) {
+            0 => None,
+            vector => Some(guest_abi::num::low_u8(vector)),
+        }
+    }
+
+    /// Sets that vector; vCPUs with events waiting get their upcall at once.
+    pub fn set_callback_vector(&self, vector: Option<u8>) {
+        self.callback.store(vector.map_or(0, u64::from), Ordering::Release);
+        for vcpu in &self.vcpus {
+            if vector.is_some() && self.events.upcall_pending(vcpu.id) {
+                self.upcall(vcpu.id);
+            }
+        }
+    }
+
+    /// Whether its guest frames are the machine frames of the same number.
+    #[must_use]
+    pub fn is_identity(&self) -> bool {
+        self.privileges.contains(Privileges::HARDWARE)
+    }
+
+    /// The highest guest frame that its memory map names.
+    #[must_use]
+    pub fn max_gfn(&self) -> u64 {
+        self.e820.iter().map(|entry| entry.span.end()).max().unwrap_or(0).saturating_sub(1) >> PAGE_SHIFT
+    }
+
+    /// Sets a parameter that the kernel reads.
+    pub fn set_param(&self, index: u32, value: u64) {
+        if let Some(param) = self.hvm_params.get(index as usize) {
+            param.store(value, Ordering::Release);
+        }
+    }
+
+    /// A frame of its grant table, made on demand.
+    ///
+    /// # Errors
+    /// EINVAL beyond the table's limit or for the status frames of version 2; ENOMEM.
+    pub fn grant_frame(&self, index: u64) -> Result<Mfn, Errno> {
+        let index = u32::try_from(index).map_err(|_| Errno::EINVAL)?;
+        Ok(self.grants.frame(index)?)
+    }
+
+    /// The relation of this domain's TSC and system time.
+    #[must_use]
+    pub fn guest_clock(&self, hv: &Hypervisor) -> GuestClock {
+        GuestClock { system: hv.clock, tsc_offset: self.tsc_offset, is_tsc_stable: hv.is_tsc_stable }
+    }
+
+    /// Writes the wall clock and every vCPU's time where the kernel reads them.
+    pub fn write_clocks(&self, hv: &Hypervisor) {
+        let (seconds, nanoseconds) = hv.wallclock();
+        pvclock::write_wallclock(&hv.mem, self.shared_info, seconds, nanoseconds, 0);
+        for vcpu in &self.vcpus {
+            self.write_time(hv, vcpu.id);
+        }
+    }
+
+    /// Writes one vCPU's time into its `vcpu_info`, wherever that is.
+    pub fn write_time(&self, hv: &Hypervisor, vcpu: VcpuId) {
+        let Some(place) = self.events.vcpu_info(vcpu) else { return };
+        let offset = place.page_offset() + VCPU_TIME;
+        if let Some(area) = Area::new(place.mfn(), offset, VcpuTimeInfo::SIZE, None) {
+            self.guest_clock(hv).write_time(&hv.mem, &area, 0);
+        }
+    }
+
+    /// One of its vCPUs.
+    #[must_use]
+    pub fn vcpu(&self, id: VcpuId) -> Option<&Vcpu> {
+        self.vcpus.get(id.index())
+    }
+
+    /// Makes a vCPU look at its flags, and the scheduler at the vCPU.
+    pub fn kick(&self, vcpu: &Vcpu) {
+        vcpu.request_attention();
+        if vcpu.run_state() != RunState::Runnable {
+            self.attention.request();
+        }
+    }
+}
+
+impl Wake for Domain {
+    fn upcall(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.vcpu(vcpu) {
+            vcpu.upcall_due.store(true, Ordering::Release);
+            self.kick(vcpu);
+        }
+    }
+
+    fn poll_wake(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.vcpu(vcpu) {
+            self.kick(vcpu);
+        }
+    }
+}
+
+/// All domains, in the order in which they were made.
+pub struct DomainTable {
+    slots: [Once<Arc<Domain>>; Self::CAPACITY],
+}
+
+impl DomainTable {
+    /// The most domains at a time.
+    pub const CAPACITY: usize = 64;
+
+    /// An empty table.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { slots: [const { Once::new() }; Self::CAPACITY] }
+    }
+
+    /// Adds a domain; its number is its place.
+    ///
+    /// # Panics
+    /// If the place is taken: numbers are given out once.
+    pub fn insert(&self, domain: Arc<Domain>) {
+        let slot = &self.slots[domain.id.index()];
+        assert!(slot.get().is_none(), "{} exists already", domain.id);
+        slot.call_once(|| domain);
+    }
+
+    /// The domain with this number.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, id: DomId) -> Option<&Arc<Domain>> {
+        self.by_index(id.index())
+    }
+
+    /// The domain at this place.
+    #[inline]
+    #[must_use]
+    pub fn by_index(&self, index: usize) -> Option<&Arc<Domain>> {
+        self.slots.get(index)?.get()
+    }
+
+    /// All domains with their places.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Domain)> + Clone {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, &**slot.get()?)))
+    }
+}
+
+impl Default for DomainTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Peers for DomainTable {
+    fn with<R>(&self, domain: DomId, act: impl FnOnce(&EventChannels, &dyn Wake) -> R) -> Option<R> {
+        let domain = self.get(domain)?;
+        Some(act(&domain.events, &**domain))
+    }
+}

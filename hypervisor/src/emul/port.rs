@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ports that a domain may not touch, and the two that print.
+//!
+//! A port that nobody claims reads as all ones and swallows what is written, as on a bus where
+//! nothing answers. Port 0x42 reads as zero instead: kernels that calibrate against the PIT poll it
+//! 100,000 times unless it gives a constant other than 0xFF. Port 0xE9 takes the kernel's earliest
+//! messages; COM1 of a domain without devices is a transmitter that is always ready.
+
+use guest_abi::console_io::DEBUG_PORT;
+use guest_abi::num::low_u8;
+
+use crate::addr::Gva;
+use crate::domain::{Domain, Privileges};
+use crate::emul::decode::Simple;
+use crate::exit::IoAccess;
+use crate::guest_mem::GuestSpace;
+use crate::hypervisor::Hypervisor;
+use crate::vcpu::VcpuState;
+use crate::vcpu::exits::{Outcome, code_size, general_protection, skip};
+
+use super::decode::CodeSize;
+
+const PIT_COUNTER_2: u16 = 0x42;
+const COM1: u16 = 0x3f8;
+const COM1_LINE_STATUS: u16 = COM1 + 5;
+/// Transmitter empty, holding register empty.
+const LINE_STATUS_READY: u32 = 0x60;
+/// Bytes of a string instruction done before other things get their turn.
+const STRING_BATCH: u64 = 256;
+
+/// Handles a port access that the permission map did not let through.
+pub fn handle(_hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: IoAccess) -> Outcome {
+    if access.is_string {
+        string(domain, state, access);
+        return Outcome::Resume;
+    }
+    if access.is_in {
+        let value = read(domain, access.port);
+        let rax = state.regs.rax;
+        if skip(domain, state, Simple::Io) {
+            state.regs.rax = match access.size {
+                1 => rax & !0xff | u64::from(value & 0xff),
+                2 => rax & !0xffff | u64::from(value & 0xffff),
+                _ => u64::from(value),
+            };
+        }
+    } else {
+        let byte = low_u8(state.regs.rax);
+        if skip(domain, state, Simple::Io) && access.size == 1 {
+            write(domain, access.port, byte);
+        }
+    }
+    Outcome::Resume
+}
+
+fn read(domain: &Domain, port: u16) -> u32 {
+    match port {
+        PIT_COUNTER_2 => 0,
+        COM1_LINE_STATUS if has_log_port(domain) => LINE_STATUS_READY,
+        _ => u32::MAX,
+    }
+}
+
+fn write(domain: &Domain, port: u16, byte: u8) {
+    if port == DEBUG_PORT || port == COM1 && has_log_port(domain) {
+        domain.console.lock().push(byte, domain.id);
+    }
+}
+
+/// Domains without devices have a COM1 that only logs.
+fn has_log_port(domain: &Domain) -> bool {
+    !domain.privileges.contains(Privileges::HARDWARE)
+}
+
+/// INS and OUTS, a batch at a time; the instruction runs again until its count is zero.
+fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
+    if code_size(state) != CodeSize::Bits64 {
+        // No kernel does this to a port that it does not own.
+        return general_protection(state);
+    }
+    let size = u64::from(access.size);
+    let count = if access.is_repeated { state.regs.rcx } else { 1 };
+    let batch = count.min(STRING_BATCH / size);
+    let is_backwards = state.hw.rflags() & 1 << 10 != 0;
+    let step = if is_backwards { size.wrapping_neg() } else { size };
+    let space = GuestSpace::new(domain.p2m_view, state.hw.paging());
+    for _ in 0..batch {
+        let address = if access.is_in { state.regs.rdi } else { state.regs.rsi };
+        let mut bytes = [0xff; 4];
+        let element = &mut bytes[..usize::from(access.size)];
+        let moved = if access.is_in {
+            space.write_bytes(Gva::new(address), element)
+        } else {
+            // OUTS takes an FS or GS override; nobody uses one, and the base is usually zero.
+            space.read_bytes(Gva::new(address), element)
+        };
+        if moved.is_err() {
+            return general_protection(state);
+        }
+        if access.is_in {
+            state.regs.rdi = address.wrapping_add(step);
+        } else {
+            write(domain, access.port, element[0]);
+            state.regs.rsi = address.wrapping_add(step);
+        }
+        if access.is_repeated {
+            state.regs.rcx -= 1;
+        }
+    }
+    if batch == count {
+        skip(domain, state, Simple::Io);
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! event_channel_op (32): allocating, binding, signalling.
+//!
+//! Source: `xen/include/public/event_channel.h` at 4.17.
+
+use guest_abi::event_channel as abi;
+use guest_abi::{DomId, Errno, EvtchnPort, VcpuId};
+
+use super::{Call, DONE, HypercallResult, Reply};
+use crate::domain::Privileges;
+use crate::evtchn::{self, GlobalVirqs, PortState, Progress};
+
+/// Errors: ENOSYS for FIFO operations and unknown ones; those of [`evtchn::Error`]; EPERM for
+/// another domain's ports without the right to control it; EFAULT.
+pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
+    let (events, peers) = (&call.domain.events, &call.hv.domains);
+    let argument = call.arg1();
+    match call.operation() {
+        abi::EVTCHNOP_SEND => {
+            let send: abi::Send = call.read(argument)?;
+            events.send(EvtchnPort::new(send.port), call.domain, peers)?;
+            DONE
+        }
+        abi::EVTCHNOP_UNMASK => {
+            let unmask: abi::Unmask = call.read(argument)?;
+            events.unmask(EvtchnPort::new(unmask.port), call.domain)?;
+            DONE
+        }
+        abi::EVTCHNOP_ALLOC_UNBOUND => alloc_unbound(call),
+        abi::EVTCHNOP_BIND_INTERDOMAIN => bind_interdomain(call),
+        abi::EVTCHNOP_BIND_VIRQ => {
+            let mut bind: abi::BindVirq = call.read(argument)?;
+            let globals = match call.domain.privileges.contains(Privileges::HARDWARE) {
+                true => GlobalVirqs::Handler,
+                false => GlobalVirqs::Refused,
+            };
+            let port = events.bind_virq(bind.virq, VcpuId::new(bind.vcpu), globals)?;
+            bind.port = port.raw();
+            written_or_closed(call, &bind, port)
+        }
+        abi::EVTCHNOP_BIND_IPI => {
+            let mut bind: abi::BindIpi = call.read(argument)?;
+            let port = events.bind_ipi(VcpuId::new(bind.vcpu))?;
+            bind.port = port.raw();
+            written_or_closed(call, &bind, port)
+        }
+        abi::EVTCHNOP_BIND_VCPU => {
+            let bind: abi::BindVcpu = call.read(argument)?;
+            events.bind_vcpu(EvtchnPort::new(bind.port), VcpuId::new(bind.vcpu))?;
+            DONE
+        }
+        abi::EVTCHNOP_CLOSE => {
+            let close: abi::Close = call.read(argument)?;
+            events.close(EvtchnPort::new(close.port), peers)?;
+            DONE
+        }
+        abi::EVTCHNOP_STATUS => status(call),
+        abi::EVTCHNOP_RESET => {
+            let reset: abi::Reset = call.read(argument)?;
+            call.only_self(reset.dom)?;
+            match events.reset(peers) {
+                Progress::Done => DONE,
+                Progress::Again => Ok(Reply::Again),
+            }
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Reports a new port, or takes it back when the guest's structure cannot be written.
+fn written_or_closed<T: guest_abi::Wire>(call: &mut Call<'_>, result: &T, port: EvtchnPort) -> HypercallResult {
+    if let Err(error) = call.write(call.arg1(), result) {
+        let _ = call.domain.events.close(port, &call.hv.domains);
+        return Err(error);
+    }
+    DONE
+}
+
+fn alloc_unbound(call: &mut Call<'_>) -> HypercallResult {
+    let mut argument: abi::AllocUnbound = call.read(call.arg1())?;
+    let remote = resolve(call, argument.remote_dom);
+    let owner = resolve(call, argument.dom);
+    let hv = call.hv;
+    if owner == call.domain.id {
+        let port = call.domain.events.alloc_unbound(remote)?;
+        argument.port = port.raw();
+        return written_or_closed(call, &argument, port);
+    }
+    call.require(Privileges::CONTROL)?;
+    let domain = hv.domains.get(owner).ok_or(Errno::ESRCH)?;
+    let port = domain.events.alloc_unbound(remote)?;
+    argument.port = port.raw();
+    if let Err(error) = call.write(call.arg1(), &argument) {
+        let _ = domain.events.close(port, &hv.domains);
+        return Err(error);
+    }
+    DONE
+}
+
+fn bind_interdomain(call: &mut Call<'_>) -> HypercallResult {
+    let mut argument: abi::BindInterdomain = call.read(call.arg1())?;
+    let remote = resolve(call, argument.remote_dom);
+    let remote_port = EvtchnPort::new(argument.remote_port);
+    let (domain, hv) = (call.domain, call.hv);
+    let port = if remote == domain.id {
+        evtchn::bind_interdomain(&domain.events, domain, &domain.events, remote_port)?
+    } else {
+        let peer = hv.domains.get(remote).ok_or(Errno::ESRCH)?;
+        evtchn::bind_interdomain(&domain.events, domain, &peer.events, remote_port)?
+    };
+    argument.local_port = port.raw();
+    written_or_closed(call, &argument, port)
+}
+
+fn status(call: &mut Call<'_>) -> HypercallResult {
+    let mut argument: abi::Status = call.read(call.arg1())?;
+    call.only_self(argument.dom)?;
+    let port = call.domain.events.status(EvtchnPort::new(argument.port))?;
+    argument.vcpu = port.vcpu.raw();
+    (argument.status, argument.first, argument.second) = match port.state {
+        PortState::Free => (abi::EVTCHNSTAT_CLOSED, 0, 0),
+        PortState::Unbound { remote } => (abi::EVTCHNSTAT_UNBOUND, u32::from(remote.raw()), 0),
+        PortState::Interdomain { remote, port } => (abi::EVTCHNSTAT_INTERDOMAIN, u32::from(remote.raw()), port.raw()),
+        PortState::Virq { virq } => (abi::EVTCHNSTAT_VIRQ, virq, 0),
+        PortState::Ipi => (abi::EVTCHNSTAT_IPI, 0, 0),
+    };
+    call.write(call.arg1(), &argument)?;
+    DONE
+}
+
+/// The domain that an id means; "self" is the caller.
+fn resolve(call: &Call<'_>, id: u16) -> DomId {
+    let id = DomId::new(id);
+    if id == DomId::SELF { call.domain.id } else { id }
+}

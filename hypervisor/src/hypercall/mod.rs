@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Hypercalls: from registers to an answer.
+//!
+//! [`handle`] is the only door. It refuses user mode, counts, and hands a [`Call`] to one function
+//! a hypercall number; each copies its argument in once ([`Call::read`]), parses it into types, checks
+//! everything, and then acts. The result of the instruction is a [`Reply`].
+//!
+//! Arguments given by address are guest virtual addresses, walked anew in every hypercall
+//! (the CPU lets a guest change its tables without telling anybody).
+
+mod console_io;
+mod event_channel;
+mod hvm;
+mod memory;
+pub mod page;
+mod physdev;
+mod platform;
+mod sched;
+mod vcpu;
+mod version;
+
+use guest_abi::hypercall as number;
+use guest_abi::num::low_u32;
+use guest_abi::{DomId, Errno, Wire};
+
+use crate::addr::Gva;
+use crate::domain::{Domain, Privileges};
+use crate::guest_mem::GuestSpace;
+use crate::hypervisor::Hypervisor;
+use crate::vcpu::exits::Outcome;
+use crate::vcpu::{Vcpu, VcpuState};
+
+/// What a hypercall comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// This value in RAX.
+    Value(u64),
+    /// This value in RAX, and the vCPU sleeps.
+    Sleep(u64),
+    /// This value in RAX, and others may run first.
+    Yield(u64),
+    /// The same hypercall again, with its progress recorded in registers or guest memory.
+    Again,
+    /// The vCPU does not go on.
+    Stop,
+}
+
+/// The result of one hypercall's function.
+pub(crate) type HypercallResult = Result<Reply, Errno>;
+
+/// The answer of a hypercall that has nothing to say.
+pub(crate) const DONE: HypercallResult = Ok(Reply::Value(0));
+
+/// Bytes of VMCALL and VMMCALL. The ABI is the bare instruction: a guest that puts prefixes in
+/// front of it returns into its middle, which harms that guest alone.
+const INSTRUCTION_LENGTH: u64 = 3;
+
+/// One hypercall with its caller.
+pub(crate) struct Call<'a> {
+    pub(crate) hv: &'static Hypervisor,
+    pub(crate) domain: &'a Domain,
+    pub(crate) vcpu: &'a Vcpu,
+    pub(crate) state: &'a mut VcpuState,
+    space: Option<GuestSpace>,
+}
+
+/// Handles a hypercall exit.
+#[inline]
+pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> Outcome {
+    let next_rip = state.hw.rip().wrapping_add(INSTRUCTION_LENGTH);
+    let number = low_u32(state.regs.rax);
+    let counted = (number as usize).min(crate::counters::NR_HYPERCALLS - 1);
+    vcpu.counters.hypercalls[counted].add(1);
+    let result = if state.hw.cpl() == 0 {
+        dispatch(&mut Call { hv, domain, vcpu, state, space: None }, number)
+    } else {
+        Err(Errno::EPERM)
+    };
+    let (value, outcome) = match result {
+        Ok(Reply::Value(value)) => (value, Outcome::Resume),
+        Err(error) => (error.to_rax(), Outcome::Resume),
+        Ok(Reply::Sleep(value)) => {
+            state.sleep(vcpu);
+            (value, Outcome::Leave)
+        }
+        Ok(Reply::Yield(value)) => (value, Outcome::Leave),
+        Ok(Reply::Again) => return Outcome::Resume,
+        Ok(Reply::Stop) => return Outcome::Leave,
+    };
+    state.regs.rax = value;
+    state.finish_instruction(next_rip);
+    outcome
+}
+
+fn dispatch(call: &mut Call<'_>, number: u32) -> HypercallResult {
+    match number {
+        number::HYPERVISOR_XEN_VERSION => version::handle(call),
+        number::HYPERVISOR_EVENT_CHANNEL_OP => event_channel::handle(call),
+        number::HYPERVISOR_SCHED_OP => sched::handle(call),
+        number::HYPERVISOR_VCPU_OP => vcpu::handle(call),
+        number::HYPERVISOR_MEMORY_OP => memory::handle(call),
+        number::HYPERVISOR_HVM_OP => hvm::handle(call),
+        number::HYPERVISOR_CONSOLE_IO => console_io::handle(call),
+        number::HYPERVISOR_VM_ASSIST => vcpu::vm_assist(call),
+        number::HYPERVISOR_SET_TIMER_OP => vcpu::set_timer(call),
+        number::HYPERVISOR_PHYSDEV_OP => physdev::handle(call),
+        number::HYPERVISOR_PLATFORM_OP => platform::handle(call),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+impl Call<'_> {
+    /// The first argument.
+    pub(crate) fn arg0(&self) -> u64 {
+        self.state.regs.rdi
+    }
+
+    /// The second argument.
+    pub(crate) fn arg1(&self) -> u64 {
+        self.state.regs.rsi
+    }
+
+    /// The third argument.
+    pub(crate) fn arg2(&self) -> u64 {
+        self.state.regs.rdx
+    }
+
+    /// The sub-operation: the low half of the first argument, which C passes as an `int`.
+    pub(crate) fn operation(&self) -> u32 {
+        low_u32(self.arg0())
+    }
+
+    /// The caller's memory, by virtual address, for the length of this hypercall.
+    pub(crate) fn space(&mut self) -> &GuestSpace {
+        let (view, paging) = (self.domain.p2m_view, &self.state.hw);
+        self.space.get_or_insert_with(|| GuestSpace::new(view, paging.paging()))
+    }
+
+    /// Copies a structure in.
+    pub(crate) fn read<T: Wire>(&mut self, address: u64) -> Result<T, Errno> {
+        Ok(self.space().read(Gva::new(address))?)
+    }
+
+    /// Copies a structure out.
+    pub(crate) fn write<T: Wire>(&mut self, address: u64, value: &T) -> Result<(), Errno> {
+        Ok(self.space().write(Gva::new(address), value)?)
+    }
+
+    /// Copies bytes in.
+    pub(crate) fn read_bytes(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        Ok(self.space().read_bytes(Gva::new(address), bytes)?)
+    }
+
+    /// Copies bytes out.
+    pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        Ok(self.space().write_bytes(Gva::new(address), bytes)?)
+    }
+
+    /// Refuses callers that lack a privilege.
+    pub(crate) fn require(&self, privilege: Privileges) -> Result<(), Errno> {
+        if self.domain.privileges.contains(privilege) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// Accepts a domain id that means the caller; another domain's is refused with what its
+    /// existence allows to say.
+    pub(crate) fn only_self(&self, id: u16) -> Result<(), Errno> {
+        let id = DomId::new(id);
+        if id == DomId::SELF || id == self.domain.id {
+            return Ok(());
+        }
+        self.require(Privileges::CONTROL)?;
+        Err(if self.hv.domains.get(id).is_some() { Errno::ENOSYS } else { Errno::ESRCH })
+    }
+}

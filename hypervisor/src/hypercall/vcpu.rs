@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! vcpu_op (24), vm_assist (21) and set_timer_op (15): what a vCPU arranges for itself.
+//!
+//! Source: `xen/include/public/vcpu.h` at 4.17.
+
+use guest_abi::num::{low_u32, to_usize};
+use guest_abi::shared_info::{RunstateInfo, VcpuTimeInfo};
+use guest_abi::vcpu as abi;
+use guest_abi::{Errno, Gfn, VcpuId};
+
+use super::{Call, DONE, HypercallResult, Reply};
+use crate::addr::Nanos;
+use crate::guest_mem::GuestPhys;
+use crate::vcpu::{NEVER, RunState};
+
+/// Errors: ENOENT for an unknown vCPU, EINVAL for another than the caller where only itself is
+/// meant, ENOSYS for an unknown operation, EFAULT.
+pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
+    let id = VcpuId::new(low_u32(call.arg1()));
+    let target = call.domain.vcpu(id).ok_or(Errno::ENOENT)?;
+    let is_self = id == call.vcpu.id;
+    match call.operation() {
+        abi::VCPUOP_IS_UP => Ok(Reply::Value(u64::from(target.run_state() != RunState::Down))),
+        abi::VCPUOP_REGISTER_VCPU_INFO => register_info(call, id),
+        abi::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA if is_self => register_runstate(call),
+        abi::VCPUOP_GET_RUNSTATE_INFO => {
+            let info = runstate(call);
+            call.write(call.arg2(), &info)?;
+            DONE
+        }
+        abi::VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA if is_self => register_time(call),
+        abi::VCPUOP_SET_SINGLESHOT_TIMER if is_self => {
+            let argument: abi::SetSingleshotTimer = call.read(call.arg2())?;
+            call.state.timer = call.hv.clock.when(Nanos::new(argument.timeout_abs_ns));
+            if argument.flags & abi::VCPU_SSHOTTMR_FUTURE != 0 && call.state.timer <= call.hv.machine.tsc() {
+                call.state.timer = NEVER;
+                return Err(Errno::ETIME);
+            }
+            DONE
+        }
+        abi::VCPUOP_STOP_SINGLESHOT_TIMER if is_self => {
+            call.state.timer = NEVER;
+            DONE
+        }
+        // No periodic timer is ever set, so stopping it always succeeds.
+        abi::VCPUOP_STOP_PERIODIC_TIMER => DONE,
+        abi::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA
+        | abi::VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA
+        | abi::VCPUOP_SET_SINGLESHOT_TIMER
+        | abi::VCPUOP_STOP_SINGLESHOT_TIMER => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn register_info(call: &mut Call<'_>, id: VcpuId) -> HypercallResult {
+    let argument: abi::RegisterVcpuInfo = call.read(call.arg2())?;
+    let (mfn, reference) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(argument.mfn))?;
+    let offset = to_usize(u64::from(argument.offset));
+    call.domain.events.register_vcpu_info(id, mfn, offset, call.domain)?;
+    // The page stays the vCPU's as long as the domain lives: its reference is never put.
+    core::mem::forget(reference);
+    call.domain.write_time(call.hv, id);
+    DONE
+}
+
+fn register_runstate(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::RegisterArea = call.read(call.arg2())?;
+    let info = runstate(call);
+    call.write(argument.addr, &info)?;
+    call.state.runstate_area = argument.addr;
+    DONE
+}
+
+fn runstate(call: &Call<'_>) -> RunstateInfo {
+    let now = call.hv.clock.at(call.hv.machine.tsc()).raw();
+    RunstateInfo { state: 0, state_entry_time: now, time: [now, 0, 0, 0] }
+}
+
+fn register_time(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::RegisterArea = call.read(call.arg2())?;
+    if argument.addr == 0 {
+        return DONE;
+    }
+    let info: VcpuTimeInfo = call.domain.guest_clock(call.hv).time_info(2);
+    call.write(argument.addr, &info)?;
+    DONE
+}
+
+/// vm_assist: only the runstate flag means anything to a PVH guest.
+pub(super) fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
+    match (call.operation(), low_u32(call.arg1())) {
+        (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE, abi::VMASST_TYPE_RUNSTATE_UPDATE_FLAG) => DONE,
+        (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE, _) => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// set_timer_op: the old way to set the one-shot timer; 0 stops it.
+pub(super) fn set_timer(call: &mut Call<'_>) -> HypercallResult {
+    call.state.timer = match call.arg0() {
+        0 => NEVER,
+        nanos => call.hv.clock.when(Nanos::new(nanos)),
+    };
+    DONE
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine as the library sees it: [`Machine`] over the modules here.
+
+use alloc::boxed::Box;
+
+use hypervisor::addr::{Mfn, Ticks};
+use hypervisor::backend::{CpuidResult, HostInterrupt, Machine, VcpuConfig, VcpuHw};
+use hypervisor::p2m::Format;
+use spin::Once;
+
+use super::apic::{self, vector};
+use super::boot::power;
+use super::{console, cpu, lazy, percpu, svm};
+
+/// Which of the two ways this CPU runs guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// AMD-V.
+    Svm,
+}
+
+static BACKEND: Once<Backend> = Once::new();
+
+/// Finds out how this CPU runs guests, and turns that on.
+///
+/// # Errors
+/// What is missing, for each way.
+pub(crate) fn enable_backend() -> Result<Backend, alloc::string::String> {
+    let features = svm::probe().map_err(|why| alloc::format!("{why}; a CPU with SVM and nested paging is needed"))?;
+    svm::enable(features)?;
+    log::info!("SVM: {features:?}");
+    Ok(*BACKEND.call_once(|| Backend::Svm))
+}
+
+impl Backend {
+    /// The page tables that the CPU walks.
+    pub(crate) const fn format(self) -> Format {
+        match self {
+            Self::Svm => Format::Npt,
+        }
+    }
+}
+
+/// The one machine.
+pub(crate) struct Hw;
+
+impl Machine for Hw {
+    #[inline]
+    fn tsc(&self) -> Ticks {
+        cpu::rdtsc()
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult {
+        cpu::cpuid(leaf, subleaf)
+    }
+
+    fn supported_xcr0(&self) -> u64 {
+        lazy::supported_xcr0()
+    }
+
+    fn new_vcpu(&self, config: &VcpuConfig) -> Option<Box<dyn VcpuHw>> {
+        match BACKEND.get()? {
+            Backend::Svm => Some(Box::new(svm::SvmVcpu::new(config)?)),
+        }
+    }
+
+    fn flush_p2m(&self, root: Mfn, _: u16) {
+        match BACKEND.get() {
+            Some(Backend::Svm) => svm::forget(root),
+            None => {}
+        }
+    }
+
+    fn console_write(&self, bytes: &[u8]) {
+        console::write_raw(bytes);
+    }
+
+    fn console_read(&self, buffer: &mut [u8]) -> usize {
+        console::read_raw(buffer)
+    }
+
+    fn idle(&self, until: Ticks) {
+        if until <= cpu::rdtsc() {
+            return;
+        }
+        percpu::set_activity(percpu::Activity::Idle, 0);
+        apic::set_deadline(until);
+        cpu::wait_for_interrupt();
+    }
+
+    fn take_interrupt(&self, acknowledged: Option<u8>) -> Option<HostInterrupt> {
+        let taken = match acknowledged {
+            Some(vector) => vector,
+            None => percpu::take_interrupt().or_else(|| {
+                cpu::take_pending_interrupt();
+                percpu::take_interrupt()
+            })?,
+        };
+        Some(match taken {
+            vector::TIMER => {
+                apic::timer_fired();
+                apic::eoi();
+                HostInterrupt::Timer
+            }
+            vector::UART => {
+                apic::eoi();
+                HostInterrupt::Console
+            }
+            vector::KICK => {
+                apic::eoi();
+                HostInterrupt::Kick
+            }
+            0x20..=0xeb => HostInterrupt::Device { vector: taken },
+            _ => HostInterrupt::Spurious,
+        })
+    }
+
+    fn end_of_interrupt(&self) {
+        apic::eoi();
+    }
+
+    fn kick(&self, _: u32) {
+        // One pCPU: whoever calls runs on it, and will look.
+    }
+
+    fn ioapic_read(&self, ioapic: usize, register: u8) -> u32 {
+        apic::ioapic_read(ioapic, register)
+    }
+
+    fn ioapic_write(&self, ioapic: usize, register: u8, value: u32) {
+        apic::ioapic_write(ioapic, register, value);
+    }
+
+    fn reset(&self) -> ! {
+        power::reset()
+    }
+
+    fn power_off(&self, status: u8) -> ! {
+        power::exit(status)
+    }
+}

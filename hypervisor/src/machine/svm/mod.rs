@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The SVM backend: AMD-V with nested paging.
+//!
+//! Required: SVM not disabled by firmware, and nested paging. Used when present: next-RIP saving,
+//! flush by ASID. A control block belongs to one vCPU; FS, GS and the system-call MSRs travel in
+//! it by VMLOAD and VMSAVE, FPU and debug registers lazily.
+//!
+//! TLB: entries are tagged with the domain's ASID. A change to the p2m raises its generation; the
+//! next entry of a vCPU that finds its domain's generation ahead of what this CPU last entered
+//! with asks for a flush.
+//!
+//! Source: AMD APM vol. 2 (24593, rev. 3.41), chapter 15, Secure Virtual Machine.
+
+mod exit;
+mod vmcb;
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use guest_abi::num::to_usize;
+use hypervisor::addr::{Hpa, Mfn, Ticks};
+use hypervisor::backend::{GuestMsr, Injection, SegmentName, VcpuConfig, VcpuHw};
+use hypervisor::exit::Exit;
+use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
+use spin::{Mutex, Once};
+
+use self::vmcb::{Vmcb, intercept1, intercept2, v_intr};
+use super::lazy::LazyState;
+use super::{apic, cpu, heap, layout};
+
+global_asm!(
+    include_str!("entry.S"),
+    rbx = const offset_of!(GuestRegs, rbx),
+    rcx = const offset_of!(GuestRegs, rcx),
+    rdx = const offset_of!(GuestRegs, rdx),
+    rsi = const offset_of!(GuestRegs, rsi),
+    rdi = const offset_of!(GuestRegs, rdi),
+    rbp = const offset_of!(GuestRegs, rbp),
+    r8 = const offset_of!(GuestRegs, r8),
+    r9 = const offset_of!(GuestRegs, r9),
+    r10 = const offset_of!(GuestRegs, r10),
+    r11 = const offset_of!(GuestRegs, r11),
+    r12 = const offset_of!(GuestRegs, r12),
+    r13 = const offset_of!(GuestRegs, r13),
+    r14 = const offset_of!(GuestRegs, r14),
+    r15 = const offset_of!(GuestRegs, r15),
+);
+
+unsafe extern "C" {
+    fn svm_run(guest_vmcb: u64, regs: *mut GuestRegs, host_vmcb: u64);
+}
+
+const MSR_VM_CR: u32 = 0xc001_0114;
+const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const EFER_SVME: u64 = 1 << 12;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_LME: u64 = 1 << 8;
+const CR0_PG: u64 = 1 << 31;
+const RFLAGS_IF: u64 = 1 << 9;
+const EVENT_VALID: u64 = 1 << 31;
+const EVENT_ERROR: u64 = 1 << 11;
+const EVENT_NMI: u64 = 2 << 8;
+const EVENT_EXCEPTION: u64 = 3 << 8;
+const EVENT_TYPE: u64 = 7 << 8;
+const EVENT_SOFTWARE: u64 = 4 << 8;
+const FLUSH_ALL: u32 = 1;
+const FLUSH_ASID: u32 = 3;
+/// Reads of CR8 (low half), writes of CR4 and CR8 (high half). CR0 is the guest's own: no bit of it
+/// concerns anybody else.
+const INTERCEPT_CR: u32 = 1 << 8 | 1 << (16 + 4) | 1 << (16 + 8);
+const VECTOR_DB: u32 = 1;
+const VECTOR_AC: u32 = 17;
+const VECTOR_MC: u32 = 18;
+
+/// What this CPU's SVM can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    nr_asids: u32,
+    next_rip: bool,
+    flush_by_asid: bool,
+}
+
+/// Finds out whether this CPU can run guests by SVM.
+///
+/// # Errors
+/// What is missing, and what to do about it.
+pub(crate) fn probe() -> Result<Features, &'static str> {
+    if cpu::cpuid(0x8000_0001, 0).ecx & 1 << 2 == 0 {
+        return Err("this CPU has no SVM");
+    }
+    // SAFETY: CPUs with SVM have the MSR.
+    if unsafe { cpu::rdmsr(MSR_VM_CR) } & VM_CR_SVMDIS != 0 {
+        return Err("SVM is disabled by the firmware: enable virtualization in its setup");
+    }
+    let leaf = cpu::cpuid(0x8000_000a, 0);
+    if leaf.edx & 1 == 0 {
+        return Err("this CPU's SVM has no nested paging");
+    }
+    Ok(Features { nr_asids: leaf.ebx, next_rip: leaf.edx & 1 << 3 != 0, flush_by_asid: leaf.edx & 1 << 6 != 0 })
+}
+
+/// What all vCPUs on this pCPU share.
+struct Shared {
+    features: Features,
+    host_vmcb: Hpa,
+    msr_map: Hpa,
+    /// By ASID: the p2m that last ran with it and its generation then.
+    asids: Mutex<Vec<(u64, u64)>>,
+}
+
+static SHARED: Once<Shared> = Once::new();
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+#[repr(C, align(4096))]
+struct MsrMap([u8; 8192]);
+
+/// Turns SVM on for this CPU.
+///
+/// # Errors
+/// When memory ran out.
+pub(crate) fn enable(features: Features) -> Result<(), &'static str> {
+    const NO_MEMORY: &str = "no memory for SVM's own pages";
+    // SAFETY: long mode is on, so the MSR exists.
+    let efer = unsafe { cpu::rdmsr(cpu::msr::EFER) };
+    // SAFETY: SVM was probed; the bit changes nothing until VMRUN.
+    unsafe { cpu::wrmsr(cpu::msr::EFER, efer | EFER_SVME) };
+    // SAFETY: a page of bytes may be all zeroes.
+    let save_area = unsafe { heap::new_zeroed::<Page>() }.ok_or(NO_MEMORY)?;
+    let save_area = layout::hpa_of(Box::leak(save_area));
+    // SAFETY: the page is leaked, so it is the CPU's for ever.
+    unsafe { cpu::wrmsr(MSR_VM_HSAVE_PA, save_area.raw()) };
+    // SAFETY: a control block holds integers only, so it may be all zeroes.
+    let host_vmcb = unsafe { heap::new_zeroed::<Vmcb>() }.ok_or(NO_MEMORY)?;
+    let host_vmcb = layout::hpa_of(Box::leak(host_vmcb));
+    // VMSAVE stores what VMLOAD after each exit brings back: GS base, TR and the rest.
+    // SAFETY: the block is leaked and 4 KiB aligned; VMSAVE writes nothing else.
+    unsafe { core::arch::asm!("vmsave rax", in("rax") host_vmcb.raw(), options(nostack, preserves_flags)) };
+    // SAFETY: a permission map is bytes.
+    let mut msr_map = unsafe { heap::new_zeroed::<MsrMap>() }.ok_or(NO_MEMORY)?;
+    fill_msr_map(&mut msr_map);
+    let msr_map = layout::hpa_of(Box::leak(msr_map));
+    let asids = Mutex::new(vec![(u64::MAX, 0); to_usize(u64::from(features.nr_asids))]);
+    SHARED.call_once(|| Shared { features, host_vmcb, msr_map, asids });
+    Ok(())
+}
+
+/// The MSR permission map: everything exits but what the control block itself holds.
+fn fill_msr_map(map: &mut MsrMap) {
+    map.0.fill(0xff);
+    // What a kernel writes at every context switch. The others are written once a boot, and
+    // checked by the policy, since not every implementation checks addresses itself.
+    for number in [cpu::msr::FS_BASE, cpu::msr::GS_BASE, cpu::msr::KERNEL_GS_BASE] {
+        allow(map, number, 0b11);
+    }
+    // The TSC is read with the offset applied; writing it exits.
+    allow(map, cpu::msr::TSC, 0b01);
+}
+
+/// Clears the permission bits `which` (1 read, 2 write) of an MSR.
+fn allow(map: &mut MsrMap, number: u32, which: u8) {
+    let (base, first) = if number < 0x2000 { (0, 0) } else { (0x800, 0xc000_0000) };
+    let bit = (number - first) as usize * 2;
+    map.0[base + bit / 8] &= !(which << (bit % 8));
+}
+
+/// Makes the next entry with this p2m flush its translations.
+pub(crate) fn forget(root: Mfn) {
+    let Some(shared) = SHARED.get() else { return };
+    for slot in shared.asids.lock().iter_mut() {
+        if slot.0 == root.raw() {
+            slot.1 = u64::MAX;
+        }
+    }
+}
+
+/// One vCPU under SVM.
+pub(crate) struct SvmVcpu {
+    vmcb: Box<Vmcb>,
+    vmcb_hpa: Hpa,
+    shared: &'static Shared,
+    lazy: LazyState,
+    tsc_aux: u64,
+    root: Mfn,
+    generation: u64,
+    is_loaded: bool,
+}
+
+impl SvmVcpu {
+    /// A vCPU that has not run, or `None` when memory ran out.
+    pub(crate) fn new(config: &VcpuConfig) -> Option<Self> {
+        let shared = SHARED.get()?;
+        // SAFETY: a control block holds integers only, so it may be all zeroes.
+        let mut vmcb = unsafe { heap::new_zeroed::<Vmcb>() }?;
+        let vmcb_hpa = layout::hpa_of(&*vmcb);
+        vmcb.intercept_cr = INTERCEPT_CR;
+        vmcb.intercept_exceptions = 1 << VECTOR_DB | 1 << VECTOR_AC | 1 << VECTOR_MC;
+        vmcb.intercept_1 = intercept1::ALWAYS;
+        vmcb.intercept_2 = intercept2::ALWAYS;
+        vmcb.iopm_base = config.io_bitmap.raw();
+        vmcb.msrpm_base = shared.msr_map.raw();
+        vmcb.asid = 1 + u32::from(config.tlb_tag) % (shared.features.nr_asids - 1);
+        vmcb.v_intr = v_intr::MASKING;
+        vmcb.np_control = 1;
+        vmcb.n_cr3 = config.p2m_root.base().raw();
+        vmcb.g_pat = CpuState::RESET_PAT;
+        vmcb.dr6 = 0xffff_0ff0;
+        Some(Self {
+            vmcb,
+            vmcb_hpa,
+            shared,
+            lazy: LazyState::new()?,
+            tsc_aux: 0,
+            root: config.p2m_root,
+            generation: 0,
+            is_loaded: false,
+        })
+    }
+
+    /// Asks for a flush at the next entry and notes with which generation the ASID is then clean.
+    fn flush_if_stale(&mut self) {
+        let slot = to_usize(u64::from(self.vmcb.asid));
+        let mut asids = self.shared.asids.lock();
+        let now = (self.root.raw(), self.generation);
+        if asids[slot] != now {
+            asids[slot] = now;
+            self.vmcb.tlb_control = if self.shared.features.flush_by_asid { FLUSH_ASID } else { FLUSH_ALL };
+        }
+    }
+
+    /// What was being delivered when the guest exited is delivered again. Software interrupts and
+    /// INT3/INTO are not: RIP still points at the instruction, which runs again.
+    fn requeue_interrupted_event(&mut self) {
+        let info = self.vmcb.exit_int_info;
+        self.vmcb.event_inj = 0;
+        if info & EVENT_VALID == 0 || info & EVENT_TYPE == EVENT_SOFTWARE {
+            return;
+        }
+        let is_breakpoint = info & EVENT_TYPE == EVENT_EXCEPTION && matches!(info & 0xff, 3 | 4);
+        if !is_breakpoint {
+            self.vmcb.event_inj = info;
+        }
+    }
+}
+
+impl VcpuHw for SvmVcpu {
+    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
+        debug_assert!(self.is_loaded);
+        apic::set_deadline(deadline);
+        self.vmcb.rax = regs.rax;
+        // SAFETY: (1) both control blocks are 4 KiB aligned, set up by `new` and `enable`, and
+        // alive; (2) `regs` is exclusively borrowed and in the order that the stub knows; (3) the
+        // nested tables map only what the p2m has checked; (4) the host state that VMLOAD brings
+        // back was saved by `enable` on this CPU.
+        unsafe { svm_run(self.vmcb_hpa.raw(), regs, self.shared.host_vmcb.raw()) };
+        regs.rax = self.vmcb.rax;
+        self.vmcb.tlb_control = 0;
+        self.requeue_interrupted_event();
+        exit::decode(&self.vmcb)
+    }
+
+    fn load(&mut self) {
+        self.lazy.load();
+        if has_rdtscp() {
+            // SAFETY: the CPU has the MSR; the hypervisor does not use it.
+            unsafe { cpu::wrmsr(cpu::msr::TSC_AUX, self.tsc_aux) };
+        }
+        self.is_loaded = true;
+        self.flush_if_stale();
+    }
+
+    fn save(&mut self) {
+        self.lazy.save();
+        self.is_loaded = false;
+    }
+
+    fn rip(&self) -> u64 {
+        self.vmcb.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcb.rip = rip;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        match self.vmcb.exit_code {
+            exit::IO => Some(self.vmcb.exit_info_2),
+            _ if self.shared.features.next_rip && self.vmcb.next_rip != 0 => Some(self.vmcb.next_rip),
+            _ => None,
+        }
+    }
+
+    fn clear_interrupt_shadow(&mut self) {
+        self.vmcb.interrupt_shadow = 0;
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vmcb.rflags
+    }
+
+    fn cpl(&self) -> u8 {
+        self.vmcb.cpl
+    }
+
+    fn segment(&self, which: SegmentName) -> Segment {
+        let vmcb = &self.vmcb;
+        match which {
+            SegmentName::Es => vmcb.es.get(),
+            SegmentName::Cs => vmcb.cs.get(),
+            SegmentName::Ss => vmcb.ss.get(),
+            SegmentName::Ds => vmcb.ds.get(),
+            SegmentName::Fs => vmcb.fs.get(),
+            SegmentName::Gs => vmcb.gs.get(),
+            SegmentName::Ldtr => vmcb.ldtr.get(),
+            SegmentName::Tr => vmcb.tr.get(),
+        }
+    }
+
+    fn paging(&self) -> Paging {
+        let vmcb = &self.vmcb;
+        Paging { cr0: vmcb.cr0, cr3: vmcb.cr3, cr4: vmcb.cr4, efer: vmcb.efer & !EFER_SVME }
+    }
+
+    fn set_state(&mut self, state: &CpuState) {
+        let vmcb = &mut self.vmcb;
+        vmcb.es.set(&state.es);
+        vmcb.cs.set(&state.cs);
+        vmcb.ss.set(&state.ss);
+        vmcb.ds.set(&state.ds);
+        vmcb.fs.set(&state.fs);
+        vmcb.gs.set(&state.gs);
+        vmcb.ldtr.set(&state.ldtr);
+        vmcb.tr.set(&state.tr);
+        vmcb.gdtr.set_table(state.gdtr);
+        vmcb.idtr.set_table(state.idtr);
+        vmcb.cpl = guest_abi::num::low_u8(u64::from(state.ss.attributes >> 5 & 3));
+        vmcb.rip = state.rip;
+        vmcb.rsp = state.rsp;
+        vmcb.rflags = state.rflags;
+        vmcb.cr0 = state.cr0;
+        vmcb.cr2 = state.cr2;
+        vmcb.cr3 = state.cr3;
+        vmcb.cr4 = state.cr4;
+        vmcb.efer = state.efer | EFER_SVME;
+        vmcb.dr7 = state.dr7;
+        vmcb.g_pat = state.pat;
+        vmcb.event_inj = 0;
+        vmcb.interrupt_shadow = 0;
+        self.lazy.set_xcr0(state.xcr0);
+    }
+
+    fn state(&self) -> CpuState {
+        let vmcb = &self.vmcb;
+        CpuState {
+            rip: vmcb.rip,
+            rsp: vmcb.rsp,
+            rflags: vmcb.rflags,
+            cr0: vmcb.cr0,
+            cr2: vmcb.cr2,
+            cr3: vmcb.cr3,
+            cr4: vmcb.cr4,
+            efer: self.efer(),
+            xcr0: self.lazy.xcr0(),
+            dr7: vmcb.dr7,
+            es: vmcb.es.get(),
+            cs: vmcb.cs.get(),
+            ss: vmcb.ss.get(),
+            ds: vmcb.ds.get(),
+            fs: vmcb.fs.get(),
+            gs: vmcb.gs.get(),
+            ldtr: vmcb.ldtr.get(),
+            tr: vmcb.tr.get(),
+            gdtr: vmcb.gdtr.table(),
+            idtr: vmcb.idtr.table(),
+            pat: vmcb.g_pat,
+        }
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        self.vmcb.cr0 = value;
+        let wants_long = self.vmcb.efer & EFER_LME != 0 && value & CR0_PG != 0;
+        self.vmcb.efer = if wants_long { self.vmcb.efer | EFER_LMA } else { self.vmcb.efer & !EFER_LMA };
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.vmcb.cr4 = value;
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        let lma = self.vmcb.efer & EFER_LMA;
+        self.vmcb.efer = value & !EFER_LMA | lma | EFER_SVME;
+    }
+
+    fn efer(&self) -> u64 {
+        self.vmcb.efer & !EFER_SVME
+    }
+
+    fn set_msr(&mut self, msr: GuestMsr, value: u64) {
+        if msr == GuestMsr::TscAux {
+            self.tsc_aux = value;
+            if self.is_loaded && has_rdtscp() {
+                // SAFETY: the CPU has the MSR; the hypervisor does not use it.
+                unsafe { cpu::wrmsr(cpu::msr::TSC_AUX, value) };
+            }
+            return;
+        }
+        *self.msr_field(msr) = value;
+    }
+
+    fn msr(&self, msr: GuestMsr) -> u64 {
+        let vmcb = &self.vmcb;
+        match msr {
+            GuestMsr::FsBase => vmcb.fs.base,
+            GuestMsr::GsBase => vmcb.gs.base,
+            GuestMsr::KernelGsBase => vmcb.kernel_gs_base,
+            GuestMsr::Star => vmcb.star,
+            GuestMsr::Lstar => vmcb.lstar,
+            GuestMsr::Cstar => vmcb.cstar,
+            GuestMsr::Sfmask => vmcb.sfmask,
+            GuestMsr::SysenterCs => vmcb.sysenter_cs,
+            GuestMsr::SysenterEsp => vmcb.sysenter_esp,
+            GuestMsr::SysenterEip => vmcb.sysenter_eip,
+            GuestMsr::Pat => vmcb.g_pat,
+            GuestMsr::TscAux => self.tsc_aux,
+        }
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.lazy.set_xcr0(value);
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.lazy.xcr0()
+    }
+
+    fn can_inject_interrupt(&self) -> bool {
+        let vmcb = &self.vmcb;
+        vmcb.rflags & RFLAGS_IF != 0 && vmcb.interrupt_shadow & 1 == 0 && vmcb.event_inj & EVENT_VALID == 0
+    }
+
+    fn inject(&mut self, event: Injection) {
+        self.vmcb.event_inj = match event {
+            Injection::Interrupt { vector } => EVENT_VALID | u64::from(vector),
+            Injection::Nmi => EVENT_VALID | EVENT_NMI | 2,
+            Injection::Exception { vector, error_code: None } => EVENT_VALID | EVENT_EXCEPTION | u64::from(vector),
+            Injection::Exception { vector, error_code: Some(code) } => {
+                EVENT_VALID | EVENT_EXCEPTION | EVENT_ERROR | u64::from(vector) | u64::from(code) << 32
+            }
+        };
+    }
+
+    fn request_window(&mut self, wanted: bool) {
+        // A virtual interrupt of the highest priority that exits just before it is taken.
+        if wanted {
+            self.vmcb.v_intr = v_intr::MASKING | v_intr::IRQ | v_intr::PRIORITY_MAX | v_intr::IGNORE_TPR;
+            self.vmcb.intercept_1 |= intercept1::VINTR;
+        } else {
+            self.vmcb.v_intr = v_intr::MASKING;
+            self.vmcb.intercept_1 &= !intercept1::VINTR;
+        }
+    }
+
+    fn set_p2m(&mut self, root: Mfn, generation: u64) {
+        self.root = root;
+        self.generation = generation;
+        self.vmcb.n_cr3 = root.base().raw();
+        if self.is_loaded {
+            self.flush_if_stale();
+        }
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.tsc_offset = offset;
+    }
+
+    fn raw_reason(&self) -> u64 {
+        self.vmcb.exit_code
+    }
+}
+
+impl SvmVcpu {
+    fn msr_field(&mut self, msr: GuestMsr) -> &mut u64 {
+        let vmcb = &mut self.vmcb;
+        match msr {
+            GuestMsr::FsBase => &mut vmcb.fs.base,
+            GuestMsr::GsBase => &mut vmcb.gs.base,
+            GuestMsr::KernelGsBase => &mut vmcb.kernel_gs_base,
+            GuestMsr::Star => &mut vmcb.star,
+            GuestMsr::Lstar => &mut vmcb.lstar,
+            GuestMsr::Cstar => &mut vmcb.cstar,
+            GuestMsr::Sfmask => &mut vmcb.sfmask,
+            GuestMsr::SysenterCs => &mut vmcb.sysenter_cs,
+            GuestMsr::SysenterEsp => &mut vmcb.sysenter_esp,
+            GuestMsr::SysenterEip => &mut vmcb.sysenter_eip,
+            GuestMsr::Pat => &mut vmcb.g_pat,
+            GuestMsr::TscAux => &mut self.tsc_aux,
+        }
+    }
+}
+
+fn has_rdtscp() -> bool {
+    cpu::cpuid(0x8000_0001, 0).edx & 1 << 27 != 0
+}

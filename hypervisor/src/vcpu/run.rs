@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The vCPU loop: one exit, one handler, one entry.
+//!
+//! [`schedule`] picks a vCPU, [`run_vcpu`] runs it until it sleeps, its slice ends or somebody
+//! else should run. Between an exit and the next entry with nothing to deliver there is: reading
+//! the counter twice, the handler, and three comparisons.
+
+use core::sync::atomic::Ordering;
+
+use super::exits::{self, Outcome};
+use super::regs::CpuState;
+use super::{NEVER, RunState, Vcpu, VcpuState};
+use crate::addr::{Nanos, Ticks};
+use crate::backend::{HostInterrupt, Injection};
+use crate::counters;
+use crate::domain::Domain;
+use crate::exit::Exit;
+use crate::hypervisor::Hypervisor;
+use crate::pcpu;
+use crate::sched::{self, Next, SLICE_NS};
+
+const RFLAGS_IF: u64 = 1 << 9;
+/// VIRQ_TIMER. Source: `xen.h`.
+const VIRQ_TIMER: u32 = 0;
+
+/// Runs vCPUs for ever.
+pub fn schedule(hv: &'static Hypervisor) -> ! {
+    let mut last = (usize::MAX, 0);
+    loop {
+        hv.after_slice();
+        let now = hv.machine.tsc();
+        match sched::choose(hv.domains.iter(), last, now) {
+            Next::Run { domain, vcpu, contended } => {
+                last = (domain, vcpu);
+                let slice = if contended { hv.clock.scale().ticks(Nanos::new(SLICE_NS)) } else { NEVER };
+                let slice_end = Ticks::new(now.raw().saturating_add(slice.raw()));
+                let Some(domain) = hv.domains.by_index(domain) else { continue };
+                run_vcpu(hv, domain, &domain.vcpus[vcpu], slice_end.min(hv.others_deadline(last)));
+            }
+            Next::Idle { until } => {
+                hv.machine.idle(until);
+                while let Some(interrupt) = hv.machine.take_interrupt(None) {
+                    hv.host_interrupt(interrupt);
+                }
+            }
+        }
+    }
+}
+
+/// Runs one vCPU until it cannot or should not go on.
+fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ticks) {
+    let mut guard = vcpu.state();
+    let state = &mut *guard;
+    vcpu.set_run_state(wake_up(domain, vcpu, state));
+    if vcpu.run_state() != RunState::Runnable {
+        return;
+    }
+    state.hw.load();
+    vcpu.request_attention();
+    let mut begin = hv.machine.tsc();
+    let mut reason = counters::NR_REASONS - 1;
+    loop {
+        let mut now = hv.machine.tsc();
+        if now >= state.due() {
+            expire(domain, vcpu, state, now);
+        }
+        if vcpu.take_attention() {
+            if !attend(domain, vcpu, state) {
+                break;
+            }
+            now = hv.machine.tsc();
+        }
+        let generation = domain.tlb.enter(pcpu::current());
+        if generation != state.p2m_generation {
+            state.p2m_generation = generation;
+            state.hw.set_p2m(domain.tlb.root(), generation);
+        }
+        vcpu.counters.ticks[reason].add(now.raw().wrapping_sub(begin.raw()));
+        let deadline = state.due().min(slice_end);
+        let exit = state.hw.run(&mut state.regs, deadline);
+        begin = hv.machine.tsc();
+        reason = counters::reason(&exit);
+        vcpu.counters.exits[reason].add(1);
+        if exits::handle(hv, domain, vcpu, state, exit) == Outcome::Leave
+            || hv.attention.take()
+            || begin >= slice_end && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline)
+        {
+            break;
+        }
+    }
+    vcpu.counters.ticks[reason].add(hv.machine.tsc().raw().wrapping_sub(begin.raw()));
+    state.hw.save();
+}
+
+/// Ends a sleep: what the scheduler saw is made true.
+fn wake_up(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> RunState {
+    if state.is_polling {
+        domain.events.end_poll(vcpu.id);
+        state.is_polling = false;
+        state.poll_timeout = NEVER;
+    }
+    match vcpu.run_state() {
+        // Only a start-up IPI starts a vCPU that is down.
+        RunState::Down => {
+            vcpu.take_attention();
+            start_up(domain, vcpu, state)
+        }
+        _ => RunState::Runnable,
+    }
+}
+
+/// INIT and start-up IPIs, for a vCPU that is down.
+fn start_up(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> RunState {
+    let signals = vcpu.lapic.take_signals();
+    if signals.init {
+        state.lapic.reset(&vcpu.lapic);
+        state.awaits_sipi = true;
+    }
+    match signals.sipi {
+        Some(page) if state.awaits_sipi => {
+            state.awaits_sipi = false;
+            state.regs = super::regs::GuestRegs::default();
+            state.hw.set_state(&CpuState::startup_ipi(page));
+            log::debug!("{} {} starts at {:#x}", domain.id, vcpu.id, u32::from(page) << 12);
+            RunState::Runnable
+        }
+        _ => RunState::Down,
+    }
+}
+
+/// Fires the timers whose time has come.
+fn expire(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, now: Ticks) {
+    if state.timer <= now {
+        state.timer = NEVER;
+        domain.events.raise_virq(VIRQ_TIMER, vcpu.id, domain);
+    }
+    if state.poll_timeout <= now {
+        state.poll_timeout = NEVER;
+    }
+    if state.lapic.next_deadline().is_some_and(|deadline| deadline <= now) && state.lapic.expire(&vcpu.lapic, now) {
+        vcpu.request_attention();
+    }
+}
+
+/// Looks at everything that others may have done to the vCPU, and delivers one event. `false` if
+/// the vCPU is not to run on.
+fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
+    if !domain.is_running() {
+        return false;
+    }
+    if vcpu.lapic.has_signals() {
+        let signals = vcpu.lapic.take_signals();
+        if signals.init {
+            state.lapic.reset(&vcpu.lapic);
+            state.awaits_sipi = true;
+            vcpu.set_run_state(RunState::Down);
+            if let Some(page) = signals.sipi {
+                vcpu.lapic.post_sipi(page);
+                vcpu.request_attention();
+            }
+            return false;
+        }
+        if signals.nmi && !state.nmi_blocked() {
+            state.hw.inject(Injection::Nmi);
+            // Whatever else waits is looked at again after this one.
+            vcpu.request_attention();
+            return true;
+        }
+    }
+    deliver_interrupt(domain, vcpu, state);
+    true
+}
+
+/// Queues the most urgent interrupt if the guest can take it now, and asks for a window if
+/// another one, or this one, has to wait. The event-channel upcall bypasses the local APIC.
+fn deliver_interrupt(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
+    let callback = domain.callback_vector().filter(|_| vcpu.upcall_due.load(Ordering::Acquire));
+    let mut waiting = callback.or_else(|| state.lapic.highest_deliverable(&vcpu.lapic));
+    if let Some(vector) = waiting
+        && state.hw.can_inject_interrupt()
+    {
+        if callback.is_some() {
+            vcpu.upcall_due.store(false, Ordering::Relaxed);
+        } else {
+            state.lapic.accept(vector, &vcpu.lapic);
+        }
+        state.hw.inject(Injection::Interrupt { vector });
+        waiting = domain
+            .callback_vector()
+            .filter(|_| vcpu.upcall_due.load(Ordering::Acquire))
+            .or_else(|| state.lapic.highest_deliverable(&vcpu.lapic));
+    }
+    if waiting.is_some() != state.window_requested {
+        state.window_requested = waiting.is_some();
+        state.hw.request_window(waiting.is_some());
+    }
+}
+
+impl VcpuState {
+    /// The earliest of the vCPU's timers.
+    #[inline]
+    #[must_use]
+    pub fn due(&self) -> Ticks {
+        self.timer.min(self.poll_timeout).min(self.lapic.next_deadline().unwrap_or(NEVER))
+    }
+
+    /// Whether an NMI has to wait. The CPU holds back an NMI that is injected while another is
+    /// being handled only where it tracks it; nothing here depends on nesting.
+    const fn nmi_blocked(&self) -> bool {
+        false
+    }
+
+    /// Whether something could be delivered to the guest at once, were it to run.
+    pub(crate) fn has_deliverable(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
+        vcpu.has_attention()
+            || vcpu.lapic.has_signals()
+            || domain.callback_vector().is_some() && vcpu.upcall_due.load(Ordering::Acquire)
+            || self.lapic.highest_deliverable(&vcpu.lapic).is_some()
+    }
+
+    /// Ends the instruction that exited: RIP moves behind it and the interrupt shadow ends.
+    #[inline]
+    pub(crate) fn finish_instruction(&mut self, next_rip: u64) {
+        self.hw.set_rip(next_rip);
+        self.hw.clear_interrupt_shadow();
+    }
+
+    /// HLT: sleeps until something can be delivered, or goes down for good with interrupts off.
+    pub(crate) fn halt(&mut self, domain: &Domain, vcpu: &Vcpu) -> Outcome {
+        if self.hw.rflags() & RFLAGS_IF == 0 && !vcpu.lapic.has_signals() {
+            vcpu.set_run_state(RunState::Down);
+            domain.vcpu_went_down();
+            return Outcome::Leave;
+        }
+        if self.has_deliverable(domain, vcpu) {
+            return Outcome::Resume;
+        }
+        self.sleep(vcpu);
+        Outcome::Leave
+    }
+
+    /// Blocks the vCPU until its timer or somebody's request for attention.
+    pub(crate) fn sleep(&mut self, vcpu: &Vcpu) {
+        vcpu.set_sleep_deadline(self.due());
+        vcpu.set_run_state(RunState::Blocked);
+    }
+}
+
+impl Hypervisor {
+    /// Acts on an interrupt of the host.
+    pub(crate) fn host_interrupt(&self, interrupt: HostInterrupt) {
+        match interrupt {
+            HostInterrupt::Timer | HostInterrupt::Kick | HostInterrupt::Spurious => {}
+            HostInterrupt::Console => self.console_input(),
+            HostInterrupt::Device { vector } => self.device_interrupt(vector),
+        }
+    }
+
+    /// The earliest timer of a sleeping vCPU other than `running`: it ends the slice.
+    fn others_deadline(&self, running: (usize, usize)) -> Ticks {
+        let mut earliest = NEVER;
+        for (d, domain) in self.domains.iter() {
+            for (v, vcpu) in domain.vcpus.iter().enumerate() {
+                if (d, v) != running && vcpu.run_state() == RunState::Blocked && domain.is_running() {
+                    earliest = earliest.min(vcpu.sleep_deadline());
+                }
+            }
+        }
+        earliest
+    }
+}
