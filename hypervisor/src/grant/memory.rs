@@ -8,7 +8,7 @@
 use guest_abi::Gfn;
 
 use super::{Access, BATCH, Refusal};
-use crate::addr::{Mfn, Order};
+use crate::addr::Mfn;
 use crate::frame::FrameRef;
 use crate::lock::Lock;
 use crate::p2m::{P2m, P2mError, P2mKind, P2mView, UnmappedBatch};
@@ -58,13 +58,7 @@ pub trait Memory {
     /// Makes the place of a granted frame a hole again. Does nothing if that frame is not mapped
     /// there (any more).
     fn unmap_grant(&self, gfn: Gfn, mfn: Mfn, removed: &mut UnmappedBatch) {
-        let mut p2m = self.p2m().lock();
-        match p2m.lookup(gfn) {
-            Some(leaf) if leaf.mfn == mfn && matches!(leaf.kind, P2mKind::GrantRw | P2mKind::GrantRo) => {}
-            _ => return,
-        }
-        // A grant is a leaf of one page, so nothing has to be split and nothing can fail.
-        let Ok(token) = p2m.unmap(gfn, Order::PAGE) else { unreachable!("{gfn:?} was just found mapped") };
+        let Ok(token) = self.p2m().lock().unmap_ref(gfn, mfn) else { return };
         if removed.push(token).is_err() {
             unreachable!("a batch has room for all that it unmaps");
         }

@@ -290,6 +290,20 @@ fn an_unmap_without_its_flush_is_caught() {
 }
 
 #[test]
+fn what_took_the_place_of_a_mapping_stays() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    let (_, handle) = world.map(0, 1, 0, 8, RW);
+    let memory = &world.doms[0].p2m;
+    let token = memory.p2m.lock().unmap(Gfn::new(8), Order::PAGE).unwrap();
+    token.release(&memory.tlb.flush(&NoTlb, FlushSite::Remap));
+    let mfn = memory.p2m.lock().populate(Gfn::new(8), Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
+    assert_eq!(world.unmap(0, handle, 8), OKAY);
+    assert_eq!(memory.mfn(8), mfn);
+    assert_eq!(world.marks(1, 0), 0);
+}
+
+#[test]
 fn only_what_was_granted_can_be_mapped() {
     let world = World::new(3);
     world.grant(1, 0, 0, 0, PERMIT);

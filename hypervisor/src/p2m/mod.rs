@@ -239,9 +239,39 @@ impl P2m {
         if !kind.holds_reference() {
             return Err(P2mError::WrongKind(gfn, kind));
         }
+        let (mem, root) = (self.view.frames.mem(), self.view.root);
+        // Where single pages are mapped already, which is the rule, one walk does it all.
+        in_format!(self.view.format, F => {
+            if let Some(word) = walk::page_entry::<F>(mem, root, gfn) {
+                if <F as PteFormat>::decode(word.load(Ordering::Relaxed), 0) != Entry::Hole {
+                    return Err(P2mError::Occupied(gfn));
+                }
+                word.store(<F as PteFormat>::leaf(reference.into_entry(), kind, 0), Ordering::Release);
+                return Ok(());
+            }
+        });
         self.enter(gfn, reference.mfn(), Order::PAGE, kind)?;
         reference.into_entry();
         Ok(())
+    }
+
+    /// Removes the mapping of a page that [`P2m::map_ref`] has mapped.
+    ///
+    /// # Errors
+    /// [`P2mError::NotMapped`] if anything else than a reference to that frame is mapped there.
+    pub fn unmap_ref(&mut self, gfn: Gfn, mfn: Mfn) -> Result<Unmapped, P2mError> {
+        let P2mView { frames, root, owner, format } = self.view;
+        in_format!(format, F => {
+            let word = walk::page_entry::<F>(frames.mem(), root, gfn).ok_or(P2mError::NotMapped(gfn))?;
+            match <F as PteFormat>::decode(word.load(Ordering::Relaxed), 0) {
+                Entry::Leaf { mfn: mapped, kind } if mapped == mfn && kind.holds_reference() => {
+                    word.store(0, Ordering::Release);
+                    let leaf = Leaf { mfn, kind, order: Order::PAGE };
+                    Ok(Unmapped::new(frames, owner, root, self.tlb.removed(), leaf))
+                }
+                _ => Err(P2mError::NotMapped(gfn)),
+            }
+        })
     }
 
     /// Maps a whole range of machine frames at the same guest frames, in the largest leaves.

@@ -44,6 +44,23 @@ pub(super) fn lookup<F: PteFormat>(mem: PhysMem, root: Mfn, gfn: Gfn) -> Option<
     None
 }
 
+/// Finds the entry of a single page, if the tables go down to single pages there.
+#[inline]
+pub(super) fn page_entry<F: PteFormat>(mem: PhysMem, root: Mfn, gfn: Gfn) -> Option<&'static AtomicU64> {
+    if gfn.raw() >= GFN_END {
+        return None;
+    }
+    let mut table = root;
+    for level in [3, 2, 1] {
+        let raw = mem.word(table, index(gfn, level)).load(Ordering::Acquire);
+        match F::decode(raw, level) {
+            Entry::Table(next) => table = next,
+            Entry::Hole | Entry::Leaf { .. } => return None,
+        }
+    }
+    Some(mem.word(table, index(gfn, 0)))
+}
+
 /// Finds the first leaf that covers a frame at or above `from`, and its first frame.
 pub(super) fn next_leaf<F: PteFormat>(mem: PhysMem, root: Mfn, from: Gfn) -> Option<(Gfn, Leaf)> {
     let mut at = from.raw();
