@@ -15,6 +15,7 @@ use clap::Args;
 
 use crate::compile::{self, Profile};
 use crate::setup::{self, Purpose};
+use crate::workspace;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -74,7 +75,8 @@ impl Symbols {
         let mut frames = self.0.find_frames(address).ok()?;
         while let Ok(Some(frame)) = frames.next() {
             let name = frame.function.as_ref().and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
-            let place = frame.location.as_ref().and_then(|place| Some(format!("{}:{}", place.file?, place.line?)));
+            let place =
+                frame.location.as_ref().and_then(|place| Some(format!("{}:{}", in_tree(place.file?), place.line?)));
             found.push(format!("{} at {}", name.as_deref().unwrap_or("?"), place.as_deref().unwrap_or("?")));
         }
         if found.is_empty() {
@@ -82,6 +84,12 @@ impl Symbols {
         }
         Some(found)
     }
+}
+
+/// A file's name as seen from the workspace, if it is in there.
+fn in_tree(file: &str) -> &str {
+    let root = workspace::root();
+    file.strip_prefix(&*root.to_string_lossy()).map_or(file, |rest| rest.trim_start_matches('/'))
 }
 
 /// The address to look up for a line `  #N 0xADDR`.
