@@ -3,6 +3,9 @@
 //!
 //! A pass cannot tell anything about IPIs between vCPUs, nor about xAPIC mode, which is not offered.
 //!
+//! Not compared with Xen 4.17: the last part, on TPR. There QEMU 7.2 without KVM takes a virtual
+//! interrupt whose class equals V_TPR, and Xen's interrupt window never ends.
+//!
 //! Checks: Intel SDM vol. 3A, "Advanced Programmable Interrupt Controller (APIC)", and there
 //! "Extended xAPIC (x2APIC)".
 //! Expects: status 0.

@@ -6,6 +6,8 @@
 //! a fault, must not change its own RAM, and must not stop it. A pass cannot tell that another
 //! domain's memory kept its contents: the harness runs two of these for that, each with its mark.
 //!
+//! Not compared with Xen 4.17: there a micro-guest is the control domain, which reaches devices.
+//!
 //! Checks: the rule on the address space in the interface document; Intel SDM vol. 3A, paging.
 //! Expects: status 0.
 #![no_std]
