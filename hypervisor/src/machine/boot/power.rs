@@ -4,7 +4,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::super::cpu;
+use super::super::{console, cpu};
 
 /// A guest shut down in order.
 pub(crate) const STATUS_POWEROFF: u8 = 0;
@@ -43,6 +43,7 @@ pub(crate) fn fail(why: fmt::Arguments<'_>) -> ! {
 /// Ends the machine with a status for the emulator.
 pub(crate) fn exit(status: u8) -> ! {
     log::info!("machine exit status={status}");
+    console::drain();
     let port = EXIT_PORT.load(Ordering::Relaxed);
     if port == ExitPort::Qemu as u8 {
         // SAFETY: without the device the port is unclaimed; with it the machine ends.
@@ -59,6 +60,7 @@ pub(crate) fn exit(status: u8) -> ! {
 /// Resets the machine: chipset register, keyboard controller, then a triple fault.
 pub(crate) fn reset() -> ! {
     log::info!("resetting the machine");
+    console::drain();
     // SAFETY: the reset is what is wanted.
     unsafe { cpu::outb(0xcf9, 0x02) };
     // SAFETY: as above.
