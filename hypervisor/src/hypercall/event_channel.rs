@@ -7,7 +7,7 @@ use guest_abi::event_channel as abi;
 use guest_abi::{DomId, Errno, EvtchnPort, VcpuId};
 
 use super::{Call, DONE, HypercallResult, Reply};
-use crate::domain::Privileges;
+use crate::domain::{Domain, Privileges};
 use crate::evtchn::{self, GlobalVirqs, PortState, Progress};
 
 /// Errors: ENOSYS for FIFO operations and unknown ones; those of [`evtchn::Error`]; EPERM for
@@ -51,14 +51,16 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         }
         abi::EVTCHNOP_CLOSE => {
             let close: abi::Close = call.read(argument)?;
-            events.close(EvtchnPort::new(close.port), peers)?;
-            DONE
+            match events.close(EvtchnPort::new(close.port), peers) {
+                // Kernels do not expect a close to fail, so it is this side that tries again.
+                Err(evtchn::Error::Again) => Ok(Reply::Again),
+                closed => closed.map_err(Errno::from).and(DONE),
+            }
         }
         abi::EVTCHNOP_STATUS => status(call),
         abi::EVTCHNOP_RESET => {
             let reset: abi::Reset = call.read(argument)?;
-            call.only_self(reset.dom)?;
-            match events.reset(peers) {
+            match subject(call, reset.dom)?.events.reset(peers) {
                 Progress::Done => DONE,
                 Progress::Again => Ok(Reply::Again),
             }
@@ -86,8 +88,7 @@ fn alloc_unbound(call: &mut Call<'_>) -> HypercallResult {
         argument.port = port.raw();
         return written_or_closed(call, &argument, port);
     }
-    call.require(Privileges::CONTROL)?;
-    let domain = hv.domains.get(owner).ok_or(Errno::ESRCH)?;
+    let domain = subject(call, argument.dom)?;
     let port = domain.events.alloc_unbound(remote)?;
     argument.port = port.raw();
     if let Err(error) = call.write(call.arg1(), &argument) {
@@ -114,8 +115,7 @@ fn bind_interdomain(call: &mut Call<'_>) -> HypercallResult {
 
 fn status(call: &mut Call<'_>) -> HypercallResult {
     let mut argument: abi::Status = call.read(call.arg1())?;
-    call.only_self(argument.dom)?;
-    let port = call.domain.events.status(EvtchnPort::new(argument.port))?;
+    let port = subject(call, argument.dom)?.events.status(EvtchnPort::new(argument.port))?;
     argument.vcpu = port.vcpu.raw();
     (argument.status, argument.first, argument.second) = match port.state {
         PortState::Free => (abi::EVTCHNSTAT_CLOSED, 0, 0),
@@ -126,6 +126,17 @@ fn status(call: &mut Call<'_>) -> HypercallResult {
     };
     call.write(call.arg1(), &argument)?;
     DONE
+}
+
+/// The domain whose ports are meant: the caller's own, or another's with the right to control it.
+fn subject<'a>(call: &Call<'a>, id: u16) -> Result<&'a Domain, Errno> {
+    let id = resolve(call, id);
+    if id == call.domain.id {
+        return Ok(call.domain);
+    }
+    call.require(Privileges::CONTROL)?;
+    let domain: &'static Domain = call.hv.domains.get(id).ok_or(Errno::ESRCH)?;
+    Ok(domain)
 }
 
 /// The domain that an id means; "self" is the caller.

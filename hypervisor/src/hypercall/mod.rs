@@ -10,6 +10,7 @@
 
 mod console_io;
 mod event_channel;
+mod grant_table;
 mod hvm;
 mod memory;
 pub mod page;
@@ -96,6 +97,7 @@ fn dispatch(call: &mut Call<'_>, number: u32) -> HypercallResult {
     match number {
         number::HYPERVISOR_XEN_VERSION => version::handle(call),
         number::HYPERVISOR_EVENT_CHANNEL_OP => event_channel::handle(call),
+        number::HYPERVISOR_GRANT_TABLE_OP => grant_table::handle(call),
         number::HYPERVISOR_SCHED_OP => sched::handle(call),
         number::HYPERVISOR_VCPU_OP => vcpu::handle(call),
         number::HYPERVISOR_MEMORY_OP => memory::handle(call),
