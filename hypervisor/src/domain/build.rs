@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use guest_abi::num::to_usize;
 use guest_abi::pvh::{SIF_INITDOMAIN, SIF_PRIVILEGED};
-use guest_abi::{DomId, EvtchnPort, Gfn, Gpa, VcpuId, hvm};
+use guest_abi::{DomId, Gfn, Gpa, VcpuId, hvm};
 use spin::Once;
 
 use super::{Domain, NR_HVM_PARAMS, Privileges, RUNNING, console};
@@ -325,16 +325,8 @@ fn add_log_ring(domain: &Domain) -> Result<(), BuildError> {
     let port = domain.events.alloc_unbound(DomId::XEN)?;
     domain.set_param(hvm::HVM_PARAM_CONSOLE_PFN, GUEST_CONSOLE.gfn().raw());
     domain.set_param(hvm::HVM_PARAM_CONSOLE_EVTCHN, u64::from(port.raw()));
-    domain.log_ring.call_once(|| LogRing { mfn, port });
+    domain.log_ring.call_once(|| console::LogRing { mfn, port });
     Ok(())
-}
-
-/// The ring and the port that announces output.
-pub struct LogRing {
-    /// The ring's page.
-    pub mfn: Mfn,
-    /// The domain's port.
-    pub port: EvtchnPort,
 }
 
 fn load(

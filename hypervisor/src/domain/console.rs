@@ -5,10 +5,16 @@
 //! started at boot end up here and appear on the hypervisor's console a line at a time, with the
 //! domain's number in front. A line that is too long is broken; nothing is ever waited for.
 
-use arrayvec::ArrayVec;
-use guest_abi::DomId;
+use core::num::Wrapping;
 
+use arrayvec::ArrayVec;
+use guest_abi::console as abi;
+use guest_abi::num::{low_u8, to_usize};
+use guest_abi::{DomId, EvtchnPort};
+
+use crate::addr::Mfn;
 use crate::backend::Machine;
+use crate::mem::PhysMem;
 
 const LINE: usize = 240;
 
@@ -53,6 +59,33 @@ impl LineBuffer {
         let _ = out.try_extend_from_slice(b"\r\n");
         self.machine.console_write(&out);
         self.line.clear();
+    }
+}
+
+/// A console ring that the hypervisor drains into its log, for a guest without a backend.
+pub struct LogRing {
+    /// The ring's page.
+    pub mfn: Mfn,
+    /// The domain's port that announces output.
+    pub port: EvtchnPort,
+}
+
+impl LogRing {
+    /// Takes everything that the guest has put in, at most one ring full. Indices that lie (more
+    /// in the ring than fits) are met by skipping to the guest's own position.
+    pub fn drain(&self, mem: &PhysMem, line: &mut LineBuffer, domain: DomId) {
+        let produced = Wrapping(mem.load_u32(self.mfn, abi::CONSOLE_OUT_PROD));
+        let mut consumed = Wrapping(mem.load_u32(self.mfn, abi::CONSOLE_OUT_CONS));
+        if to_usize(u64::from((produced - consumed).0)) > abi::CONSOLE_OUT_SIZE {
+            consumed = produced;
+        }
+        while consumed != produced {
+            let at = abi::CONSOLE_OUT + to_usize(u64::from(consumed.0)) % abi::CONSOLE_OUT_SIZE;
+            let word = mem.load_u32(self.mfn, at & !3);
+            line.push(low_u8(u64::from(word) >> (8 * (at & 3))), domain);
+            consumed += 1;
+        }
+        mem.store_u32(self.mfn, abi::CONSOLE_OUT_CONS, consumed.0);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::evtchn::{EventChannels, Peers, Wake};
 use crate::grant::GrantTable;
 use crate::hypervisor::Hypervisor;
 use crate::lock::Lock;
+use crate::mem::PhysMem;
 use crate::p2m::{P2m, P2mView, TlbState};
 use crate::policy::control::ControlPolicy;
 use crate::policy::cpuid::CpuidPolicy;
@@ -137,7 +138,7 @@ pub struct Domain {
     /// What it printed on the log-only console.
     pub console: Lock<console::LineBuffer>,
     /// The console ring that the hypervisor drains, for a guest without a backend.
-    pub log_ring: Once<build::LogRing>,
+    pub log_ring: Once<console::LogRing>,
     attention: &'static Attention,
     callback: AtomicU64,
     /// [`RUNNING`], or the number of a [`ShutdownReason`].
@@ -275,6 +276,13 @@ impl Domain {
     #[must_use]
     pub fn vcpu(&self, id: VcpuId) -> Option<&Vcpu> {
         self.vcpus.get(id.index())
+    }
+
+    /// Takes what the kernel has put into the console ring that the hypervisor drains.
+    pub(crate) fn drain_log_ring(&self, mem: &PhysMem) {
+        if let Some(ring) = self.log_ring.get() {
+            ring.drain(mem, &mut self.console.lock(), self.id);
+        }
     }
 
     /// Makes a vCPU look at its flags, and the scheduler at the vCPU.

@@ -18,7 +18,11 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     match call.operation() {
         abi::EVTCHNOP_SEND => {
             let send: abi::Send = call.read(argument)?;
-            events.send(EvtchnPort::new(send.port), call.domain, peers)?;
+            let port = EvtchnPort::new(send.port);
+            events.send(port, call.domain, peers)?;
+            if call.domain.log_ring.get().is_some_and(|ring| ring.port == port) {
+                call.domain.drain_log_ring(&call.hv.mem);
+            }
             DONE
         }
         abi::EVTCHNOP_UNMASK => {
