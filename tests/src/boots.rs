@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The list of checks that boot the hypervisor: without guests, and with micro-guests.
 
-use crate::{BOOT_FAILED, Backend, Check};
+use crate::{BOOT_FAILED, CRASH, Check, POWEROFF, SVM, guest};
 
 /// All of them.
 pub const CHECKS: &[Check] = &[
     Check::boot("boot/nothing-to-start", BOOT_FAILED, &["Isthmus", "cannot start:"]),
-    Check {
-        by_grub: true,
-        backends: &[Backend::Svm],
-        ..Check::boot("boot/by-grub-in-qemu", BOOT_FAILED, &["Isthmus", "cannot start:"])
-    },
+    Check { by_grub: true, ..Check::boot("boot/by-grub-in-qemu", BOOT_FAILED, &["Isthmus", "cannot start:"]).on(SVM) },
     Check {
         hv_append: "no_such_word=1",
         ..Check::boot("boot/unknown-words-are-named", BOOT_FAILED, &["no_such_word=1"])
     },
+    Check::guests("guest/hello", &[guest("hello")]).on(SVM),
+    Check { by_grub: true, ..Check::guests("guest/hello-by-grub", &[guest("hello")]).on(SVM) },
+    Check::guests("guest/exceptions", &[guest("exceptions")]).on(SVM),
+    Check::guests("guest/cpuid-msr", &[guest("cpuid_msr")]).on(SVM),
+    Check::guests("guest/hypercall-errors", &[guest("hypercall_errors")]).on(SVM),
+    Check::guests("guest/pagetable-change", &[guest("pagetable_change")]).on(SVM),
+    Check::guests("guest/event-channels", &[guest("evtchn")]).on(SVM),
+    Check::guests("guest/local-apic", &[guest("lapic")]).on(SVM),
+    Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF).on(SVM),
+    Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH).on(SVM),
 ];
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ impl Backend {
 
 /// Both backends.
 pub const BOTH: &[Backend] = &[Backend::Svm, Backend::Vmx];
+/// SVM alone.
+pub const SVM: &[Backend] = &[Backend::Svm];
 
 /// One boot and what is expected of it.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +118,18 @@ impl Check {
     #[must_use]
     pub const fn guests(name: &'static str, guests: &'static [Guest]) -> Self {
         Self { guests, ..Self::boot(name, POWEROFF, &[]) }
+    }
+
+    /// A check of micro-guests that judge themselves and end with this status.
+    #[must_use]
+    pub const fn end(name: &'static str, guests: &'static [Guest], status: u8) -> Self {
+        Self { status, ..Self::guests(name, guests) }
+    }
+
+    /// The same check on these backends only.
+    #[must_use]
+    pub const fn on(self, backends: &'static [Backend]) -> Self {
+        Self { backends, ..self }
     }
 }
 
