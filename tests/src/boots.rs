@@ -19,6 +19,8 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/pagetable-change", &[guest("pagetable_change")]).on(SVM),
     Check::guests("guest/event-channels", &[guest("evtchn")]).on(SVM),
     Check::guests("guest/local-apic", &[guest("lapic")]).on(SVM),
+    Check::guests("guest/grants", &[guest("grants")]).on(SVM),
+    Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]).on(SVM),
     Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF).on(SVM),
     Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH).on(SVM),
 ];

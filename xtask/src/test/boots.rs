@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The checks that boot the hypervisor in an emulator.
 //!
-//! All of them boot the same two builds, made once when the first of them is about to run. A build that fails makes
+//! All of them boot the same two builds, made once before the first of them runs. A build that fails makes
 //! each of them a failure, with that cause.
 
 use std::fs::{self, OpenOptions};
@@ -29,7 +29,7 @@ pub(super) struct Boot {
 }
 
 /// The programs that are booted, or why there are none.
-struct Built {
+pub(super) struct Built {
     hypervisor: PathBuf,
     guests: Vec<Program>,
 }
@@ -42,7 +42,7 @@ pub(super) fn all() -> impl Iterator<Item = Boot> {
 }
 
 /// Compiles what the checks boot, the first time.
-fn built() -> Result<&'static Built> {
+pub(super) fn built() -> Result<&'static Built> {
     let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     built.as_ref().map_err(|why| anyhow!("{why}"))
 }

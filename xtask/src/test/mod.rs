@@ -90,6 +90,10 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     setup::ensure(&purposes)?;
     let runner = Runner::new()?;
     runner.run_all(&steps, 1);
+    if !boots.is_empty() && !interrupt::requested() {
+        // Outside of the checks' times. If it fails, each boot says so.
+        let _ = boots::built();
+    }
     runner.run_all(&boots, BOOTS_AT_A_TIME);
     Ok(runner.finish())
 }
