@@ -45,6 +45,9 @@ pub const DOM0_START: u64 = 16 * MIB;
 pub const DOM0_TABLES: u64 = 64 << 10;
 /// Where conventional memory ends and the video memory begins.
 const LOW_END: u64 = 640 << 10;
+/// Kernels search from here to 1 MiB for tables of the firmware, reading whatever is there; the
+/// trampoline page is a hole in dom0's memory and must not be in the way.
+const TRAMPOLINE_END: u64 = 512 << 10;
 const FOUR_GIB: u64 = 1 << 32;
 /// The hypervisor's allocation is mapped with pages of this size.
 const BOOT_ALIGN: u64 = 2 * MIB;
@@ -218,7 +221,7 @@ pub fn plan(input: &Input<'_>) -> Result<MachineMap, MapError> {
 
     let nr_frames = ram.end() >> PAGE_SHIFT;
     let boot_area = boot_area(input, &untouched, nr_frames)?;
-    let low = untouched.within(Span::new(PAGE, LOW_END));
+    let low = untouched.within(Span::new(PAGE, TRAMPOLINE_END));
     let trampoline = low.last_fit(PAGE, PAGE).ok_or(MapError::NoLowPage)?;
     let usable = usable.without_span(boot_area).without_span(trampoline);
 
