@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guest memory as hypercalls reach it: by virtual address, and by guest physical address.
 //!
-//! A [`GuestSpace`] is made for one hypercall and dies with it. Under nested paging a guest
-//! changes its page tables without an exit, so nothing that was learnt from them may outlive the
-//! call; within it each page is walked once, the way a CPU's TLB would remember it. The walk is
-//! in `walk`; rights are those of ring 0 with the guest's own CR0.WP and EFER.NXE, and user pages
-//! are reachable as if EFLAGS.AC were set (the kernel names its callers' buffers in hypercalls).
+//! A [`GuestSpace`] is one vCPU's view during one hypercall. Within the call each page is walked
+//! once, the way a CPU's TLB would remember it. Under nested paging a guest changes its page
+//! tables without an exit, so a later call ([`GuestSpace::renew`]) believes a remembered walk only
+//! after it has read the same entries again and found them equal; that costs a load an entry
+//! where the walk itself costs ten times as much. What the p2m said is believed as long as its
+//! generation stands still.
+//!
+//! The walk is in `walk`; rights are those of ring 0 with the guest's own CR0.WP and EFER.NXE, and
+//! user pages are reachable as if EFLAGS.AC were set (the kernel names its callers' buffers in
+//! hypercalls).
 //!
 //! Each page is also checked against the p2m: own RAM and writable mappings can be read and
 //! written, read-only ones and the hypervisor's shared pages can be read, devices are refused.
@@ -16,21 +21,21 @@
 //!
 //! [`GuestPhys`] does the same for addresses that are physical to begin with.
 
+mod frames;
 mod phys;
 mod walk;
 
 use core::cell::Cell;
 
-use guest_abi::num::to_usize;
-use guest_abi::{Errno, Gfn, PAGE_SHIFT, PAGE_SIZE, Wire};
+use guest_abi::{Errno, PAGE_SHIFT, PAGE_SIZE, Wire};
 
 pub use phys::{GuestPhys, PinError};
 
 use crate::addr::{Gva, Mfn};
-use crate::mem::PhysMem;
-use crate::p2m::{Leaf, P2mKind, P2mView};
+use crate::p2m::P2mView;
 use crate::vcpu::regs::Paging;
-use walk::Tables;
+use frames::{Memory, check};
+use walk::{Tables, Trail};
 
 /// The longest instruction, in bytes. Source: Intel SDM vol. 2A, Instruction Format.
 pub const MAX_INSTRUCTION: usize = 15;
@@ -47,7 +52,10 @@ enum Access {
 }
 
 /// Why guest memory could not be reached. A guest sees `EFAULT` for each.
+///
+/// It carries no address and is as wide as a frame number, so that results stay in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Fault {
     /// The address is not canonical, or an array element lies outside the address space.
     NotCanonical,
@@ -60,9 +68,9 @@ pub enum Fault {
     /// The guest's paging mode is one that no guest is given (five levels).
     Mode,
     /// Nothing is mapped in the p2m.
-    Hole(Gfn),
+    Hole,
     /// The p2m maps it for something that forbids the access.
-    Refused(Gfn, P2mKind),
+    Refused,
     /// The guest keeps changing the entry that the walk is marking as accessed.
     Contended,
 }
@@ -73,42 +81,82 @@ impl From<Fault> for Errno {
     }
 }
 
-/// One guest's virtual address space, for the length of one hypercall.
+/// One vCPU's virtual address space, for the length of one hypercall.
 pub struct GuestSpace {
     memory: Memory,
+    paging: Paging,
     tables: Tables,
-    pages: [Cell<Page>; Self::PAGES],
+    /// Counts hypercalls; a page that says the same number has been walked or compared in this one.
+    call: u64,
+    generation: u64,
+    pages: [Page; Self::PAGES],
     next: Cell<usize>,
 }
 
-/// A translation of one page, as a TLB would hold it.
-#[derive(Clone, Copy)]
+/// A translation of one page, as a TLB would hold it, with what it was made from.
 struct Page {
-    /// The linear address divided by the page size.
-    number: u64,
-    mfn: Mfn,
+    /// The linear address divided by the page size; all ones for none.
+    number: Cell<u64>,
+    mfn: Cell<Mfn>,
     /// Writes are allowed, and the dirty bit is set.
-    is_writable: bool,
+    is_writable: Cell<bool>,
+    /// The hypercall that last looked at the tables.
+    call: Cell<u64>,
+    trail: Trail,
 }
 
 impl Page {
-    const NONE: Self = Self { number: u64::MAX, mfn: Mfn::new(0), is_writable: false };
+    const NONE: u64 = u64::MAX;
+
+    const fn new() -> Self {
+        Self {
+            number: Cell::new(Self::NONE),
+            mfn: Cell::new(Mfn::new(0)),
+            is_writable: Cell::new(false),
+            call: Cell::new(0),
+            trail: Trail::new(),
+        }
+    }
 }
 
 impl GuestSpace {
     /// Pages remembered: an argument, what it points to, and one more of each that cross a page.
     const PAGES: usize = 4;
 
-    /// The address space of a vCPU whose paging registers are `paging`.
-    #[inline]
+    /// The address space of a vCPU whose paging registers are `paging`, for one hypercall.
     #[must_use]
     pub fn new(view: P2mView, paging: Paging) -> Self {
         Self {
             memory: Memory::new(view),
+            paging,
             tables: Tables::new(paging),
-            pages: [const { Cell::new(Page::NONE) }; Self::PAGES],
+            call: 0,
+            generation: 0,
+            pages: [const { Page::new() }; Self::PAGES],
             next: Cell::new(0),
         }
+    }
+
+    /// Begins another hypercall of the same vCPU. `generation` is that of the p2m's
+    /// [`crate::p2m::TlbState`]; removals from the p2m since the last call are seen by it.
+    #[inline]
+    pub fn renew(&mut self, paging: Paging, generation: u64) {
+        self.call += 1;
+        if self.paging == paging && self.generation == generation {
+            return;
+        }
+        self.forget();
+        self.paging = paging;
+        self.tables = Tables::new(paging);
+        if self.generation != generation {
+            self.memory.forget();
+            self.generation = generation;
+        }
+    }
+
+    #[inline]
+    fn forget(&mut self) {
+        self.pages.iter().for_each(|page| page.number.set(Page::NONE));
     }
 
     /// Copies `dst.len()` bytes out of the guest.
@@ -117,15 +165,11 @@ impl GuestSpace {
     /// [`Fault`]; the bytes of pages before the faulting one have been copied.
     #[inline]
     pub fn read_bytes(&self, gva: Gva, dst: &mut [u8]) -> Result<(), Fault> {
-        let mut rest = dst;
-        let mut at = gva;
-        while !rest.is_empty() {
-            let (part, others) = rest.split_at_mut(rest.len().min(PAGE_SIZE - at.page_offset()));
-            let mfn = self.translate(at, Access::Read)?;
-            copy_out(self.memory.mem, mfn, at.page_offset(), part);
-            at = at.wrapping_add(part.len() as u64);
-            rest = others;
+        if dst.len() > PAGE_SIZE - gva.page_offset() {
+            return self.read_across(gva, dst);
         }
+        let mfn = self.translate(gva, Access::Read)?;
+        self.memory.copy_out(mfn, gva.page_offset(), dst);
         Ok(())
     }
 
@@ -135,12 +179,34 @@ impl GuestSpace {
     /// [`Fault`]; the bytes of pages before the faulting one have been copied.
     #[inline]
     pub fn write_bytes(&self, gva: Gva, src: &[u8]) -> Result<(), Fault> {
+        if src.len() > PAGE_SIZE - gva.page_offset() {
+            return self.write_across(gva, src);
+        }
+        let mfn = self.translate(gva, Access::Write)?;
+        self.memory.copy_in(mfn, gva.page_offset(), src);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn read_across(&self, gva: Gva, dst: &mut [u8]) -> Result<(), Fault> {
+        let mut rest = dst;
+        let mut at = gva;
+        while !rest.is_empty() {
+            let (part, others) = rest.split_at_mut(rest.len().min(PAGE_SIZE - at.page_offset()));
+            self.read_bytes(at, part)?;
+            at = at.wrapping_add(part.len() as u64);
+            rest = others;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn write_across(&self, gva: Gva, src: &[u8]) -> Result<(), Fault> {
         let mut rest = src;
         let mut at = gva;
         while !rest.is_empty() {
             let (part, others) = rest.split_at(rest.len().min(PAGE_SIZE - at.page_offset()));
-            let mfn = self.translate(at, Access::Write)?;
-            self.memory.mem.write(mfn, at.page_offset(), part);
+            self.write_bytes(at, part)?;
             at = at.wrapping_add(part.len() as u64);
             rest = others;
         }
@@ -197,105 +263,42 @@ impl GuestSpace {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn translate(&self, gva: Gva, access: Access) -> Result<Mfn, Fault> {
         let number = gva.raw() >> PAGE_SHIFT;
         for page in &self.pages {
-            let page = page.get();
-            if page.number == number && (access == Access::Read || page.is_writable) {
-                return Ok(page.mfn);
+            if page.number.get() == number {
+                if (access == Access::Write && !page.is_writable.get())
+                    || (page.call.get() != self.call && !page.trail.is_unchanged(&self.memory))
+                {
+                    return self.walk(gva, access, page);
+                }
+                page.call.set(self.call);
+                return Ok(page.mfn.get());
             }
         }
-        self.walk(gva, access)
-    }
-
-    fn walk(&self, gva: Gva, access: Access) -> Result<Mfn, Fault> {
-        let found = self.tables.walk(&self.memory, gva, access)?;
-        let leaf = self.memory.frame(found.gfn)?;
-        check(found.gfn, leaf.kind, access)?;
-        let is_writable = found.is_writable && leaf.kind.is_writable_buffer();
-        let page = Page { number: gva.raw() >> PAGE_SHIFT, mfn: leaf.mfn, is_writable };
         let next = self.next.get();
-        self.pages[next].set(page);
         self.next.set((next + 1) % Self::PAGES);
-        Ok(leaf.mfn)
-    }
-}
-
-/// The guest's physical memory, with the last p2m entries at hand.
-struct Memory {
-    view: P2mView,
-    mem: PhysMem,
-    blocks: [Cell<Block>; 2],
-    victim: Cell<bool>,
-}
-
-/// A p2m leaf as a range of guest frames.
-#[derive(Clone, Copy)]
-struct Block {
-    first: u64,
-    frames: u64,
-    leaf: Leaf,
-}
-
-impl Memory {
-    #[inline]
-    fn new(view: P2mView) -> Self {
-        let leaf = Leaf { mfn: Mfn::new(0), kind: P2mKind::Mmio, order: crate::addr::Order::PAGE };
-        let none = Block { first: 0, frames: 0, leaf };
-        let blocks = [Cell::new(none), Cell::new(none)];
-        Self { view, mem: view.frames().mem(), blocks, victim: Cell::new(false) }
+        self.walk(gva, access, &self.pages[next % Self::PAGES])
     }
 
-    #[inline]
-    fn frame(&self, gfn: Gfn) -> Result<Leaf, Fault> {
-        for block in &self.blocks {
-            let block = block.get();
-            let step = gfn.raw().wrapping_sub(block.first);
-            if step < block.frames {
-                return Ok(Leaf { mfn: block.leaf.mfn.offset(step), ..block.leaf });
-            }
-        }
-        self.look_up(gfn)
+    #[inline(never)]
+    fn walk(&self, gva: Gva, access: Access, page: &Page) -> Result<Mfn, Fault> {
+        page.number.set(Page::NONE);
+        let found = self.tables.walk(&self.memory, gva, access, &page.trail)?;
+        let (mfn, kind) = self.memory.frame(found.gfn)?;
+        check(kind, access)?;
+        page.number.set(gva.raw() >> PAGE_SHIFT);
+        page.mfn.set(mfn);
+        page.is_writable.set(found.is_writable && kind.is_writable_buffer());
+        page.call.set(self.call);
+        Ok(mfn)
     }
-
-    fn look_up(&self, gfn: Gfn) -> Result<Leaf, Fault> {
-        let leaf = self.view.lookup(gfn).ok_or(Fault::Hole(gfn))?;
-        let frames = leaf.order.frames();
-        let start = Leaf { mfn: Mfn::new(leaf.mfn.raw() & !(frames - 1)), ..leaf };
-        let victim = self.victim.get();
-        self.blocks[usize::from(victim)].set(Block { first: gfn.raw() & !(frames - 1), frames, leaf: start });
-        self.victim.set(!victim);
-        Ok(leaf)
-    }
-}
-
-#[inline]
-fn check(gfn: Gfn, kind: P2mKind, access: Access) -> Result<(), Fault> {
-    let is_allowed = match access {
-        Access::Read => kind.is_readable_buffer(),
-        Access::Write => kind.is_writable_buffer(),
-    };
-    if is_allowed { Ok(()) } else { Err(Fault::Refused(gfn, kind)) }
 }
 
 fn element<T: Wire>(array: Gva, index: u64) -> Result<Gva, Fault> {
     let bytes = index.checked_mul(T::SIZE as u64).ok_or(Fault::NotCanonical)?;
     array.raw().checked_add(bytes).map(Gva::new).ok_or(Fault::NotCanonical)
-}
-
-/// Copies out of a frame: small aligned pieces word by word, which is what most arguments are,
-/// others with the machine's bulk copy.
-#[inline]
-fn copy_out(mem: PhysMem, mfn: Mfn, offset: usize, dst: &mut [u8]) {
-    const SMALL: usize = 64;
-    if dst.len() > SMALL || !offset.is_multiple_of(8) || !dst.len().is_multiple_of(8) {
-        return mem.read(mfn, offset, dst);
-    }
-    for (step, bytes) in dst.chunks_exact_mut(8).enumerate() {
-        let word = mem.word(mfn, offset / 8 + step).load(core::sync::atomic::Ordering::Acquire);
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
 }
 
 /// Reads a value through a buffer no larger than it needs.
@@ -335,17 +338,6 @@ fn write_wire<T: Wire>(value: &T, write: impl FnOnce(&[u8]) -> Result<(), Fault>
         65..=256 => through::<T, 256>(value, write),
         _ => through::<T, MAX_WIRE>(value, write),
     }
-}
-
-/// The word of a frame that holds the byte at `offset`, and the bit at which it starts.
-#[inline]
-const fn word_place(offset: usize) -> (usize, u32) {
-    (offset / 8, if offset % 8 < 4 { 0 } else { 32 })
-}
-
-#[inline]
-const fn page_offset(address: u64) -> usize {
-    to_usize(address) % PAGE_SIZE
 }
 
 #[cfg(test)]

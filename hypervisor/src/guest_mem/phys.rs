@@ -8,7 +8,8 @@
 
 use guest_abi::{Errno, Gfn, Gpa, PAGE_SIZE, Wire};
 
-use super::{Access, Fault, Memory, check, copy_out, read_wire, write_wire};
+use super::frames::{Memory, check};
+use super::{Access, Fault, read_wire, write_wire};
 use crate::addr::Mfn;
 use crate::frame::{FrameError, FrameRef};
 use crate::p2m::{P2mKind, P2mView};
@@ -52,7 +53,7 @@ impl GuestPhys {
         let mut at = gpa;
         while !rest.is_empty() {
             let (part, others) = rest.split_at_mut(rest.len().min(PAGE_SIZE - at.page_offset()));
-            copy_out(self.memory.mem, self.frame(at.gfn(), Access::Read)?, at.page_offset(), part);
+            self.memory.copy_out(self.frame(at.gfn(), Access::Read)?, at.page_offset(), part);
             at = at.checked_add(part.len() as u64).ok_or(Fault::NotCanonical)?;
             rest = others;
         }
@@ -68,7 +69,7 @@ impl GuestPhys {
         let mut at = gpa;
         while !rest.is_empty() {
             let (part, others) = rest.split_at(rest.len().min(PAGE_SIZE - at.page_offset()));
-            self.memory.mem.write(self.frame(at.gfn(), Access::Write)?, at.page_offset(), part);
+            self.memory.copy_in(self.frame(at.gfn(), Access::Write)?, at.page_offset(), part);
             at = at.checked_add(part.len() as u64).ok_or(Fault::NotCanonical)?;
             rest = others;
         }
@@ -96,18 +97,18 @@ impl GuestPhys {
     /// # Errors
     /// [`PinError::Memory`] for a hole or another kind of mapping, [`PinError::Frame`].
     pub fn pin(&self, gfn: Gfn) -> Result<(Mfn, FrameRef), PinError> {
-        let leaf = self.memory.frame(gfn).map_err(PinError::Memory)?;
-        if leaf.kind != P2mKind::Ram {
-            return Err(PinError::Memory(Fault::Refused(gfn, leaf.kind)));
+        let (mfn, kind) = self.memory.frame(gfn).map_err(PinError::Memory)?;
+        if kind != P2mKind::Ram {
+            return Err(PinError::Memory(Fault::Refused));
         }
         let view = self.memory.view;
-        let reference = view.frames().get(leaf.mfn, view.owner()).map_err(PinError::Frame)?;
-        Ok((leaf.mfn, reference))
+        let reference = view.frames().get(mfn, view.owner()).map_err(PinError::Frame)?;
+        Ok((mfn, reference))
     }
 
     fn frame(&self, gfn: Gfn, access: Access) -> Result<Mfn, Fault> {
-        let leaf = self.memory.frame(gfn)?;
-        check(gfn, leaf.kind, access)?;
-        Ok(leaf.mfn)
+        let (mfn, kind) = self.memory.frame(gfn)?;
+        check(kind, access)?;
+        Ok(mfn)
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Each entry is read once; rights, reserved bits and the next table come from that one value.
 //! The accessed bit is set in every entry used and the dirty bit in the last one of a write, by
-//! compare-and-swap on the value that was read: if the guest changed it meanwhile, the new value
-//! is looked at from the start, a bounded number of times.
+//! compare-and-swap on the value that was read: if the guest changed it meanwhile, the walk starts
+//! again, a bounded number of times. The words that were read are left in a
+//! [`Trail`], so that a later call can compare instead of walking.
 //!
 //! Reads need no right beyond presence: ring 0 may read every page, user pages as with EFLAGS.AC
 //! set. Protection keys are not looked at; no guest is offered them.
@@ -12,12 +13,16 @@
 //! Source: Intel SDM vol. 3A, chapter Paging: 32-Bit Paging, PAE Paging, 4-Level Paging, Access
 //! Rights, Accessed and Dirty Flags; AMD APM vol. 2, chapter Page Translation and Protection.
 
-use core::sync::atomic::Ordering;
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use guest_abi::num::to_usize;
 use guest_abi::{Gfn, PAGE_SHIFT};
 
-use super::{Access, Fault, Memory, page_offset, word_place};
+use super::frames::{Memory, check};
+use super::{Access, Fault};
 use crate::addr::Gva;
+use crate::p2m::P2mKind;
 use crate::vcpu::regs::Paging;
 
 const CR0_WP: u64 = 1 << 16;
@@ -37,7 +42,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 /// Bits 51:12. Those above the guest's physical width find a hole in the p2m.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// How often an entry that changes under the walk is looked at again.
+/// How often a walk starts again because an entry changed under it.
 const ATTEMPTS: usize = 8;
 
 /// What the guest's control registers say about its tables.
@@ -96,6 +101,36 @@ const LEGACY: [Level; 2] = [
     Level { shift: 12, index: 0x3ff, reserved: 0, reserved_large: None },
 ];
 
+/// The words that a walk read, so that a later call can see whether they still say the same.
+pub(super) struct Trail {
+    len: Cell<usize>,
+    /// The number of the word in memory, and what it said (its accessed and dirty bits included).
+    steps: [Cell<(u64, u64)>; 4],
+}
+
+impl Trail {
+    pub(super) const fn new() -> Self {
+        Self { len: Cell::new(0), steps: [const { Cell::new((0, 0)) }; 4] }
+    }
+
+    #[inline(always)]
+    fn set(&self, step: usize, number: u64, word: u64) {
+        if let Some(slot) = self.steps.get(step) {
+            slot.set((number, word));
+        }
+    }
+
+    /// Whether a walk would read the same again. The frames of the tables are those of the walk:
+    /// the p2m's generation says so.
+    #[inline]
+    pub(super) fn is_unchanged(&self, memory: &Memory) -> bool {
+        self.steps.iter().take(self.len.get()).all(|step| {
+            let (number, word) = step.get();
+            memory.word(number) == word
+        })
+    }
+}
+
 /// Where a walk ended.
 pub(super) struct Found {
     pub(super) gfn: Gfn,
@@ -121,62 +156,117 @@ impl Tables {
     }
 
     /// Translates a linear address.
-    pub(super) fn walk(&self, memory: &Memory, gva: Gva, access: Access) -> Result<Found, Fault> {
+    #[inline]
+    pub(super) fn walk(&self, memory: &Memory, gva: Gva, access: Access, trail: &Trail) -> Result<Found, Fault> {
+        match self.attempt(memory, gva, access, trail) {
+            Err(Fault::Contended) => self.try_again(memory, gva, access, trail),
+            other => other,
+        }
+    }
+
+    #[cold]
+    fn try_again(&self, memory: &Memory, gva: Gva, access: Access, trail: &Trail) -> Result<Found, Fault> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt(memory, gva, access, trail) {
+                Err(Fault::Contended) => {}
+                other => return other,
+            }
+        }
+        Err(Fault::Contended)
+    }
+
+    #[inline(never)]
+    fn attempt(&self, memory: &Memory, gva: Gva, access: Access, trail: &Trail) -> Result<Found, Fault> {
         let linear = gva.raw();
+        let at = |linear, table| At { memory, trail, linear, access, table, is_writable: true, step: 0 };
         let low = linear & bits(31, 0);
         match self.mode {
             Mode::Long => {
                 if linear.cast_signed() << 16 >> 16 != linear.cast_signed() {
                     return Err(Fault::NotCanonical);
                 }
-                self.levels::<8>(&LONG, memory, self.cr3 & ADDRESS, linear, access)
+                self.long(at(linear, self.cr3 & ADDRESS))
             }
-            Mode::Pae => {
-                let entry = pdpte(memory, (self.cr3 & bits(31, 5)) + (low >> 30) * 8)?;
-                self.levels::<8>(&PAE, memory, entry & ADDRESS, low, access)
+            Mode::Pae => self.pae(at(low, self.cr3 & bits(31, 5))),
+            Mode::Legacy { has_large: true } => self.levels::<4>(&LEGACY_PSE, at(low, self.cr3 & bits(31, 12))),
+            Mode::Legacy { has_large: false } => self.levels::<4>(&LEGACY, at(low, self.cr3 & bits(31, 12))),
+            Mode::Off => {
+                trail.len.set(0);
+                Ok(Found { gfn: Gfn::new(low >> PAGE_SHIFT), is_writable: true })
             }
-            Mode::Legacy { has_large } => {
-                let levels = if has_large { &LEGACY_PSE } else { &LEGACY };
-                self.levels::<4>(levels, memory, self.cr3 & bits(31, 12), low, access)
-            }
-            Mode::Off => Ok(Found { gfn: Gfn::new(low >> PAGE_SHIFT), is_writable: true }),
             Mode::Unsupported => Err(Fault::Mode),
         }
     }
 
-    #[inline]
-    fn levels<const ENTRY_BYTES: u64>(
-        &self,
-        levels: &[Level],
-        memory: &Memory,
-        root: u64,
-        linear: u64,
-        access: Access,
-    ) -> Result<Found, Fault> {
-        let mut table = root;
-        let mut is_writable = true;
+    // The common mode is unrolled by hand, which makes shifts and masks of each level constants.
+    fn long(&self, mut at: At) -> Result<Found, Fault> {
+        if let Some(found) = self.descend::<8>(&LONG[0], &mut at)? {
+            return Ok(found);
+        }
+        if let Some(found) = self.descend::<8>(&LONG[1], &mut at)? {
+            return Ok(found);
+        }
+        if let Some(found) = self.descend::<8>(&LONG[2], &mut at)? {
+            return Ok(found);
+        }
+        self.descend::<8>(&LONG[3], &mut at)?.ok_or(Fault::NotPresent)
+    }
+
+    fn pae(&self, mut at: At) -> Result<Found, Fault> {
+        // A page-directory-pointer entry has neither rights nor an accessed bit.
+        let address = at.table + (at.linear >> 30) * 8;
+        let slot = at.slot::<8>(address)?;
+        let entry = slot.entry::<8>();
+        if entry & PRESENT == 0 {
+            return Err(Fault::NotPresent);
+        }
+        if entry & PDPTE_RESERVED != 0 {
+            return Err(Fault::Reserved);
+        }
+        at.advance::<8>(&slot, 0)?;
+        at.table = entry & ADDRESS;
+        self.levels::<8>(&PAE, at)
+    }
+
+    #[inline(never)]
+    fn levels<const ENTRY_BYTES: u64>(&self, levels: &[Level; 2], mut at: At) -> Result<Found, Fault> {
         for level in levels {
-            let address = table + (linear >> level.shift & level.index) * ENTRY_BYTES;
-            let is_last = |entry: u64| level.shift == PAGE_SHIFT || level.is_large(entry);
-            let entry = use_entry::<ENTRY_BYTES>(memory, address, |entry| {
-                self.check(level, entry)?;
-                if access == Access::Write && self.is_protected && entry & WRITE == 0 {
-                    return Err(Fault::Protection);
-                }
-                Ok(if access == Access::Write && is_last(entry) { ACCESSED | DIRTY } else { ACCESSED })
-            })?;
-            is_writable &= entry & WRITE != 0;
-            if is_last(entry) {
-                let page = level.page::<ENTRY_BYTES>(entry, linear);
-                let is_writable = (is_writable || !self.is_protected) && entry & DIRTY != 0;
-                return Ok(Found { gfn: Gfn::new(page >> PAGE_SHIFT), is_writable });
+            if let Some(found) = self.descend::<ENTRY_BYTES>(level, &mut at)? {
+                return Ok(found);
             }
-            table = entry & ADDRESS;
         }
         Err(Fault::NotPresent)
     }
 
-    #[inline]
+    /// Uses the entry of one level: either the walk ends there, or `at` is one table further.
+    #[inline(always)]
+    fn descend<const ENTRY_BYTES: u64>(&self, level: &Level, at: &mut At) -> Result<Option<Found>, Fault> {
+        let address = at.table + (at.linear >> level.shift & level.index) * ENTRY_BYTES;
+        let slot = at.slot::<ENTRY_BYTES>(address)?;
+        let entry = slot.entry::<ENTRY_BYTES>();
+        self.check(level, entry)?;
+        let mut wanted = ACCESSED;
+        if at.access == Access::Write {
+            if self.is_protected && entry & WRITE == 0 {
+                return Err(Fault::Protection);
+            }
+            if level.is_last(entry) {
+                wanted |= DIRTY;
+            }
+        }
+        let entry = at.advance::<ENTRY_BYTES>(&slot, wanted)?;
+        at.is_writable &= entry & WRITE != 0;
+        if level.is_last(entry) {
+            let page = level.page::<ENTRY_BYTES>(entry, at.linear);
+            let is_writable = (at.is_writable || !self.is_protected) && entry & DIRTY != 0;
+            at.trail.len.set(at.step);
+            return Ok(Some(Found { gfn: Gfn::new(page >> PAGE_SHIFT), is_writable }));
+        }
+        at.table = entry & ADDRESS;
+        Ok(None)
+    }
+
+    #[inline(always)]
     fn check(&self, level: &Level, entry: u64) -> Result<(), Fault> {
         if entry & PRESENT == 0 {
             return Err(Fault::NotPresent);
@@ -190,9 +280,9 @@ impl Tables {
 }
 
 impl Level {
-    #[inline]
-    const fn is_large(&self, entry: u64) -> bool {
-        self.reserved_large.is_some() && entry & LARGE != 0
+    #[inline(always)]
+    const fn is_last(&self, entry: u64) -> bool {
+        self.shift == PAGE_SHIFT || self.reserved_large.is_some() && entry & LARGE != 0
     }
 
     /// The address that the last entry of a walk gives, with the linear address's offset in it.
@@ -206,40 +296,71 @@ impl Level {
     }
 }
 
-/// Reads an entry once and sets the bits that `check` asks for.
-#[inline]
-fn use_entry<const ENTRY_BYTES: u64>(
-    memory: &Memory,
-    address: u64,
-    check: impl Fn(u64) -> Result<u64, Fault>,
-) -> Result<u64, Fault> {
-    let gfn = Gfn::new(address >> PAGE_SHIFT);
-    let leaf = memory.frame(gfn)?;
-    super::check(gfn, leaf.kind, Access::Read)?;
-    let (index, shift) = word_place(page_offset(address));
-    let (shift, mask) = if ENTRY_BYTES == 4 { (shift, bits(31, 0)) } else { (0, u64::MAX) };
-    let word = memory.mem.word(leaf.mfn, index);
-    let mut seen = word.load(Ordering::Acquire);
-    for _ in 0..ATTEMPTS {
-        let entry = seen >> shift & mask;
-        let wanted = check(entry)?;
-        if entry & wanted == wanted {
-            return Ok(entry);
-        }
-        super::check(gfn, leaf.kind, Access::Write)?;
-        match word.compare_exchange(seen, seen | wanted << shift, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return Ok(entry | wanted),
-            Err(now) => seen = now,
-        }
-    }
-    Err(Fault::Contended)
+/// A walk on its way.
+struct At<'a> {
+    memory: &'a Memory,
+    trail: &'a Trail,
+    linear: u64,
+    access: Access,
+    /// The guest physical address of the next table.
+    table: u64,
+    /// Every entry so far gives the write right.
+    is_writable: bool,
+    /// Entries used so far.
+    step: usize,
 }
 
-/// Reads a page-directory-pointer entry, which has neither rights nor an accessed bit.
-fn pdpte(memory: &Memory, address: u64) -> Result<u64, Fault> {
-    use_entry::<8>(memory, address, |entry| match entry {
-        entry if entry & PRESENT == 0 => Err(Fault::NotPresent),
-        entry if entry & PDPTE_RESERVED != 0 => Err(Fault::Reserved),
-        _ => Ok(0),
-    })
+/// An entry as it was read.
+struct Slot {
+    place: &'static AtomicU64,
+    /// The number of its word in memory.
+    number: u64,
+    /// Where in the word the entry starts.
+    shift: u64,
+    seen: u64,
+    kind: P2mKind,
+}
+
+impl Slot {
+    #[inline(always)]
+    const fn entry<const BYTES: u64>(&self) -> u64 {
+        if BYTES == 4 { self.seen >> self.shift & bits(31, 0) } else { self.seen }
+    }
+}
+
+impl At<'_> {
+    /// Reads an entry, once.
+    #[inline(always)]
+    fn slot<const BYTES: u64>(&self, address: u64) -> Result<Slot, Fault> {
+        let (mfn, kind) = self.memory.frame(Gfn::new(address >> PAGE_SHIFT))?;
+        check(kind, Access::Read)?;
+        let index = address >> 3 & 0x1ff;
+        let place = self.memory.mem.word(mfn, to_usize(index));
+        let shift = if BYTES == 4 { 8 * (address & 4) } else { 0 };
+        Ok(Slot { place, number: mfn.raw() << 9 | index, shift, seen: place.load(Ordering::Acquire), kind })
+    }
+
+    /// Goes on through an entry that has been checked, with these bits set in it.
+    #[inline(always)]
+    fn advance<const BYTES: u64>(&mut self, slot: &Slot, wanted: u64) -> Result<u64, Fault> {
+        let mut word = slot.seen;
+        if slot.entry::<BYTES>() & wanted != wanted {
+            check(slot.kind, Access::Write)?;
+            word = mark(slot.place, word, wanted << slot.shift)?;
+        }
+        self.trail.set(self.step, slot.number, word);
+        self.step += 1;
+        Ok(slot.entry::<BYTES>() | wanted)
+    }
+}
+
+/// Sets bits in a word that said `seen`, and returns what it says then.
+#[cold]
+#[inline(never)]
+fn mark(word: &AtomicU64, seen: u64, bits: u64) -> Result<u64, Fault> {
+    let marked = seen | bits;
+    match word.compare_exchange(seen, marked, Ordering::AcqRel, Ordering::Relaxed) {
+        Ok(_) => Ok(marked),
+        Err(_) => Err(Fault::Contended),
+    }
 }
