@@ -19,6 +19,7 @@ pub mod grant_table;
 pub mod hvm;
 pub mod hypercall;
 pub mod ids;
+pub mod isthmus;
 pub mod memory;
 pub mod num;
 pub mod physdev;

@@ -7,6 +7,7 @@
 
 use crate::addr::{Hpa, Mfn, Ticks};
 use crate::exit::Exit;
+use crate::facts::HeapUsage;
 use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 
 /// One vCPU's hardware state.
@@ -170,6 +171,10 @@ pub trait Machine: Sync {
     fn end_of_interrupt(&self);
     /// Reads what has arrived at the console; returns the number of bytes.
     fn console_read(&self, buffer: &mut [u8]) -> usize;
+    /// How full the heap is; nothing where the hypervisor has none of its own.
+    fn heap_usage(&self) -> HeapUsage {
+        HeapUsage::default()
+    }
     /// Wakes a pCPU that is idle or runs a guest, so that it looks at its vCPUs' flags.
     fn kick(&self, pcpu: u32);
     /// Reads a physical I/O APIC register.

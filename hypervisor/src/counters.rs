@@ -16,24 +16,9 @@ pub const NR_REASONS: usize = 16;
 pub const NR_HYPERCALLS: usize = 64;
 
 /// What the reasons are called.
-pub const REASON_NAMES: [&str; NR_REASONS] = [
-    "hypercall",
-    "cpuid",
-    "rdmsr",
-    "wrmsr",
-    "hlt",
-    "xsetbv",
-    "io",
-    "p2m-fault",
-    "control-write",
-    "exception",
-    "forbidden",
-    "interrupt",
-    "window",
-    "deadline",
-    "cache-flush",
-    "other",
-];
+pub use guest_abi::isthmus::REASON_NAMES;
+
+const _: () = assert!(REASON_NAMES.len() == NR_REASONS);
 
 /// The place of an exit among the reasons.
 #[must_use]

@@ -13,6 +13,7 @@ use crate::domain::{Domain, DomainTable, ShutdownReason};
 use crate::emul::lapic::{Effect, IpiKind, Trigger};
 use crate::emul::lapic_timer::TimerClock;
 use crate::emul::pvclock;
+use crate::facts::HostFacts;
 use crate::frame::FrameTable;
 use crate::input::InputRing;
 use crate::mem::PhysMem;
@@ -56,6 +57,8 @@ pub struct Hypervisor {
     pub phys_bits: u8,
     /// Whether COM1 is the hypervisor's console.
     pub keeps_com1: bool,
+    /// What the boot found, for reports.
+    pub facts: HostFacts,
 }
 
 impl Hypervisor {

@@ -19,6 +19,7 @@ pub mod domain;
 pub mod emul;
 pub mod evtchn;
 pub mod exit;
+pub mod facts;
 pub mod frame;
 pub mod grant;
 pub mod guest_mem;

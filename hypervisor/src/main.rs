@@ -14,8 +14,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 
 use guest_abi::DomId;
+use guest_abi::isthmus;
 use guest_abi::num::low_u8;
-use hypervisor::addr::{Hpa, Order, Ticks};
+use hypervisor::addr::{Hpa, Order, PAGE_SHIFT, Ticks};
 use hypervisor::boot::acpi::build::{Tables, for_dom0};
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
 use hypervisor::boot::cmdline::{self, Console, ExitDevice, OnPanic, Options, TscPolicy};
@@ -26,6 +27,7 @@ use hypervisor::boot::span::{Span, Spans};
 use hypervisor::domain::DomainTable;
 use hypervisor::domain::build::{self, Images};
 use hypervisor::emul::ioapic::{IoapicInfo, Ioapics};
+use hypervisor::facts::HostFacts;
 use hypervisor::hypervisor::Hypervisor;
 use hypervisor::input::InputRing;
 use hypervisor::sched::Attention;
@@ -90,6 +92,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         largest_leaf: if cpu::has_gib_pages() { Order::GIB_1 } else { Order::MIB_2 },
         phys_bits: cpu::phys_bits(),
         keeps_com1: options.console == Console::Com1,
+        facts: facts(khz, &host, &acpi, &map),
     }));
     build_domains(hv, &options, &acpi, &map, &roster)?;
     reclaim(hv, &map);
@@ -290,6 +293,20 @@ fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi) -> Ioapics {
         console::enable_receive_interrupt();
     }
     ioapics
+}
+
+/// What was found, for reports.
+fn facts(tsc_khz: u32, host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> HostFacts {
+    let image_bytes = layout::image_end() - layout::image_start();
+    HostFacts {
+        features: hw::features(),
+        tsc_khz,
+        total_frames: host.of(Kind::Ram).total() >> PAGE_SHIFT,
+        hypervisor_frames: (image_bytes + map.boot_area.len()) >> PAGE_SHIFT,
+        image_bytes,
+        nr_present_cpus: u32::try_from(acpi.madt.apic_ids.len()).unwrap_or(u32::MAX),
+        iommu: if acpi.iommus.is_empty() { isthmus::IOMMU_NONE } else { isthmus::IOMMU_UNUSED },
+    }
 }
 
 /// Gives back what only the boot needed.

@@ -12,6 +12,7 @@ mod console_io;
 mod event_channel;
 mod grant_table;
 mod hvm;
+mod isthmus;
 mod memory;
 pub mod page;
 mod physdev;
@@ -107,6 +108,7 @@ fn dispatch(call: &mut Call<'_>, number: u32) -> HypercallResult {
         number::HYPERVISOR_SET_TIMER_OP => vcpu::set_timer(call),
         number::HYPERVISOR_PHYSDEV_OP => physdev::handle(call),
         number::HYPERVISOR_PLATFORM_OP => platform::handle(call),
+        number::HYPERVISOR_ISTHMUS => isthmus::handle(call),
         _ => Err(Errno::ENOSYS),
     }
 }

@@ -3,14 +3,16 @@
 
 use alloc::boxed::Box;
 
+use guest_abi::isthmus;
 use hypervisor::addr::{Mfn, Ticks};
 use hypervisor::backend::{CpuidResult, HostInterrupt, Machine, VcpuConfig, VcpuHw};
+use hypervisor::facts::HeapUsage;
 use hypervisor::p2m::Format;
 use spin::Once;
 
 use super::apic::{self, vector};
 use super::boot::power;
-use super::{console, cpu, lazy, percpu, svm};
+use super::{console, cpu, heap, lazy, percpu, svm};
 
 /// Which of the two ways this CPU runs guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,22 @@ impl Backend {
             Self::Svm => Format::Npt,
         }
     }
+}
+
+/// Features of this CPU that are in use, as bits of [`isthmus::FEATURE_NAMES`].
+pub(crate) fn features() -> u64 {
+    let (x2apic, deadline) = apic::modes();
+    let common = [
+        (x2apic, isthmus::FEATURE_X2APIC),
+        (deadline, isthmus::FEATURE_TSC_DEADLINE),
+        (cpu::has_gib_pages(), isthmus::FEATURE_GIB_PAGES),
+        (lazy::supported_xcr0() != 0, isthmus::FEATURE_XSAVE),
+    ];
+    let backend = match BACKEND.get() {
+        Some(Backend::Svm) => svm::features(),
+        None => 0,
+    };
+    common.iter().filter(|(present, _)| *present).fold(backend, |bits, (_, bit)| bits | bit)
 }
 
 /// The one machine.
@@ -117,6 +135,11 @@ impl Machine for Hw {
 
     fn end_of_interrupt(&self) {
         apic::eoi();
+    }
+
+    fn heap_usage(&self) -> HeapUsage {
+        let (used, free) = heap::usage();
+        HeapUsage { used: used as u64, size: (used + free) as u64 }
     }
 
     fn kick(&self, _: u32) {

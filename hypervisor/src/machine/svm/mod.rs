@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::mem::offset_of;
 
+use guest_abi::isthmus;
 use guest_abi::num::to_usize;
 use hypervisor::addr::{Hpa, Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, Injection, SegmentName, VcpuConfig, VcpuHw};
@@ -101,6 +102,14 @@ pub(crate) fn probe() -> Result<Features, &'static str> {
         return Err("this CPU's SVM has no nested paging");
     }
     Ok(Features { nr_asids: leaf.ebx, next_rip: leaf.edx & 1 << 3 != 0, flush_by_asid: leaf.edx & 1 << 6 != 0 })
+}
+
+/// What is used of them, as bits of [`isthmus::FEATURE_NAMES`].
+pub(crate) fn features() -> u64 {
+    let Some(Shared { features, .. }) = SHARED.get() else { return 0 };
+    let next_rip = if features.next_rip { isthmus::FEATURE_NEXT_RIP } else { 0 };
+    let flush_by_asid = if features.flush_by_asid { isthmus::FEATURE_FLUSH_BY_ASID } else { 0 };
+    next_rip | flush_by_asid
 }
 
 /// What all vCPUs on this pCPU share.
