@@ -71,6 +71,9 @@ pub trait VcpuHw: Send {
     /// Whether an external interrupt could be delivered at the next entry: RFLAGS.IF is set, no
     /// shadow, nothing else queued.
     fn can_inject_interrupt(&self) -> bool;
+    /// Whether an event is queued for the next entry, by [`VcpuHw::inject`] or because the CPU
+    /// was delivering it when it exited.
+    fn has_queued_event(&self) -> bool;
     /// Queues an event for the next entry. At most one is queued; exceptions win over what
     /// is still to be re-delivered.
     fn inject(&mut self, event: Injection);

@@ -158,7 +158,7 @@ impl Hypervisor {
         let Some(reason) = first.shutdown_reason() else { return };
         self.log_counters(first);
         match reason {
-            ShutdownReason::Reboot => self.machine.reset(),
+            ShutdownReason::Reboot if first.id == DomId::DOM0 => self.machine.reset(),
             ShutdownReason::Crash | ShutdownReason::Watchdog if first.id == DomId::DOM0 => self.dom0_crashed(),
             reason => self.machine.power_off(reason as u8),
         }

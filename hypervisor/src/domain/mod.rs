@@ -11,7 +11,7 @@ pub mod console;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
@@ -312,6 +312,8 @@ impl Wake for Domain {
 /// All domains, in the order in which they were made.
 pub struct DomainTable {
     slots: [Once<Arc<Domain>>; Self::CAPACITY],
+    /// No place from here on is taken.
+    end: AtomicUsize,
 }
 
 impl DomainTable {
@@ -321,7 +323,7 @@ impl DomainTable {
     /// An empty table.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [const { Once::new() }; Self::CAPACITY] }
+        Self { slots: [const { Once::new() }; Self::CAPACITY], end: AtomicUsize::new(0) }
     }
 
     /// Adds a domain; its number is its place.
@@ -331,7 +333,9 @@ impl DomainTable {
     pub fn insert(&self, domain: Arc<Domain>) {
         let slot = &self.slots[domain.id.index()];
         assert!(slot.get().is_none(), "{} exists already", domain.id);
+        let end = domain.id.index() + 1;
         slot.call_once(|| domain);
+        self.end.fetch_max(end, Ordering::Release);
     }
 
     /// The domain with this number.
@@ -350,7 +354,8 @@ impl DomainTable {
 
     /// All domains with their places.
     pub fn iter(&self) -> impl Iterator<Item = (usize, &Domain)> + Clone {
-        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, &**slot.get()?)))
+        let taken = &self.slots[..self.end.load(Ordering::Acquire)];
+        taken.iter().enumerate().filter_map(|(i, slot)| Some((i, &**slot.get()?)))
     }
 }
 

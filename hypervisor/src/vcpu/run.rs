@@ -76,7 +76,8 @@ fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ti
             state.hw.set_p2m(domain.tlb.root(), generation);
         }
         vcpu.counters.ticks[reason].add(now.raw().wrapping_sub(begin.raw()));
-        let deadline = state.due().min(slice_end);
+        // Attention asked for while delivering: whatever waits behind this entry is due at once.
+        let deadline = if vcpu.has_attention() { now } else { state.due().min(slice_end) };
         let exit = state.hw.run(&mut state.regs, deadline);
         begin = hv.machine.tsc();
         reason = counters::reason(&exit);
@@ -160,9 +161,13 @@ fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
             }
             return false;
         }
-        if signals.nmi && !state.nmi_blocked() {
-            state.hw.inject(Injection::Nmi);
-            // Whatever else waits is looked at again after this one.
+        if signals.nmi {
+            if state.hw.has_queued_event() {
+                // After what the CPU was delivering; the loop makes the next run a short one.
+                vcpu.lapic.post_nmi();
+            } else {
+                state.hw.inject(Injection::Nmi);
+            }
             vcpu.request_attention();
             return true;
         }
@@ -202,12 +207,6 @@ impl VcpuState {
     #[must_use]
     pub fn due(&self) -> Ticks {
         self.timer.min(self.poll_timeout).min(self.lapic.next_deadline().unwrap_or(NEVER))
-    }
-
-    /// Whether an NMI has to wait. The CPU holds back an NMI that is injected while another is
-    /// being handled only where it tracks it; nothing here depends on nesting.
-    const fn nmi_blocked(&self) -> bool {
-        false
     }
 
     /// Whether something could be delivered to the guest at once, were it to run.

@@ -449,7 +449,11 @@ impl VcpuHw for SvmVcpu {
 
     fn can_inject_interrupt(&self) -> bool {
         let vmcb = &self.vmcb;
-        vmcb.rflags & RFLAGS_IF != 0 && vmcb.interrupt_shadow & 1 == 0 && vmcb.event_inj & EVENT_VALID == 0
+        vmcb.rflags & RFLAGS_IF != 0 && vmcb.interrupt_shadow & 1 == 0 && !self.has_queued_event()
+    }
+
+    fn has_queued_event(&self) -> bool {
+        self.vmcb.event_inj & EVENT_VALID != 0
     }
 
     fn inject(&mut self, event: Injection) {
