@@ -126,6 +126,13 @@ pub(crate) fn depends(package: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The section of the archive that `package` belongs to, such as `libs`; empty for a name that is no package.
+pub(crate) fn section(package: &str) -> String {
+    // A virtual package has no record, which apt-cache treats as an error.
+    let text = output(Command::new("apt-cache").args(["show", "--no-all-versions", package])).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("Section: ")).unwrap_or_default().to_owned()
+}
+
 fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("running {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
