@@ -247,7 +247,7 @@ fn create(hv: &'static Hypervisor, plan: Blueprint) -> Result<Arc<Domain>, Build
     for id in 0..plan.nr_vcpus {
         let mut hw = hv.machine.new_vcpu(&config).ok_or(BuildError::NoVcpuMemory)?;
         hw.set_tsc_offset(plan.tsc_offset);
-        vcpus.push(Vcpu::new(VcpuId::new(id), id, hw));
+        vcpus.push(Vcpu::new(VcpuId::new(id), id, hw, p2m_view));
     }
     let domain = Arc::new(Domain {
         id: plan.id,

@@ -13,7 +13,6 @@ use crate::addr::Gva;
 use crate::domain::{Domain, Privileges};
 use crate::emul::decode::Simple;
 use crate::exit::IoAccess;
-use crate::guest_mem::GuestSpace;
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::VcpuState;
 use crate::vcpu::exits::{Outcome, code_size, general_protection, skip};
@@ -83,16 +82,16 @@ fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
     let batch = count.min(STRING_BATCH / size);
     let is_backwards = state.hw.rflags() & 1 << 10 != 0;
     let step = if is_backwards { size.wrapping_neg() } else { size };
-    let space = GuestSpace::new(domain.p2m_view, state.hw.paging());
+    state.renew_space(domain.tlb.generation());
     for _ in 0..batch {
         let address = if access.is_in { state.regs.rdi } else { state.regs.rsi };
         let mut bytes = [0xff; 4];
         let element = &mut bytes[..usize::from(access.size)];
         let moved = if access.is_in {
-            space.write_bytes(Gva::new(address), element)
+            state.space().write_bytes(Gva::new(address), element)
         } else {
             // OUTS takes an FS or GS override; nobody uses one, and the base is usually zero.
-            space.read_bytes(Gva::new(address), element)
+            state.space().read_bytes(Gva::new(address), element)
         };
         if moved.is_err() {
             return general_protection(state);

@@ -63,7 +63,7 @@ pub(crate) struct Call<'a> {
     pub(crate) domain: &'a Domain,
     pub(crate) vcpu: &'a Vcpu,
     pub(crate) state: &'a mut VcpuState,
-    space: Option<GuestSpace>,
+    is_space_renewed: bool,
 }
 
 /// Handles a hypercall exit.
@@ -74,7 +74,7 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
     let counted = (number as usize).min(crate::counters::NR_HYPERCALLS - 1);
     vcpu.counters.hypercalls[counted].add(1);
     let result = if state.hw.cpl() == 0 {
-        dispatch(&mut Call { hv, domain, vcpu, state, space: None }, number)
+        dispatch(&mut Call { hv, domain, vcpu, state, is_space_renewed: false }, number)
     } else {
         Err(Errno::EPERM)
     };
@@ -136,8 +136,11 @@ impl Call<'_> {
 
     /// The caller's memory, by virtual address, for the length of this hypercall.
     pub(crate) fn space(&mut self) -> &GuestSpace {
-        let (view, paging) = (self.domain.p2m_view, &self.state.hw);
-        self.space.get_or_insert_with(|| GuestSpace::new(view, paging.paging()))
+        if self.is_space_renewed {
+            return self.state.space();
+        }
+        self.is_space_renewed = true;
+        self.state.renew_space(self.domain.tlb.generation())
     }
 
     /// Copies a structure in.

@@ -9,7 +9,6 @@ use crate::backend::Injection;
 use crate::domain::{CrashReason, Domain};
 use crate::emul::decode::{self, Simple};
 use crate::exit::{ControlRegister, Exit, Fault};
-use crate::guest_mem::GuestSpace;
 use crate::hypervisor::Hypervisor;
 use crate::policy::control::ControlState;
 use crate::policy::cpuid::DynamicState;
@@ -120,12 +119,11 @@ pub(crate) fn skip(domain: &Domain, state: &mut VcpuState, kind: Simple) -> bool
 }
 
 /// The bytes at RIP that can be read.
-pub(crate) fn fetch<'a>(domain: &Domain, state: &VcpuState, buffer: &'a mut [u8; decode::MAX_LENGTH]) -> &'a [u8] {
+pub(crate) fn fetch<'a>(domain: &Domain, state: &mut VcpuState, buffer: &'a mut [u8; decode::MAX_LENGTH]) -> &'a [u8] {
     let cs = state.hw.segment(crate::backend::SegmentName::Cs);
     let base = if cs.is_long() { 0 } else { cs.base };
-    let space = GuestSpace::new(domain.p2m_view, state.hw.paging());
     let linear = crate::addr::Gva::new(base.wrapping_add(state.hw.rip()));
-    let len = space.read_instruction(linear, buffer);
+    let len = state.renew_space(domain.tlb.generation()).read_instruction(linear, buffer);
     &buffer[..len]
 }
 
@@ -287,7 +285,7 @@ fn control_operand(domain: &Domain, state: &mut VcpuState, value: Option<u64>) -
     Some((if is_wide { value } else { value & 0xffff_ffff }, next))
 }
 
-fn decode_control_move(domain: &Domain, state: &VcpuState) -> Option<(decode::ControlMove, u64)> {
+fn decode_control_move(domain: &Domain, state: &mut VcpuState) -> Option<(decode::ControlMove, u64)> {
     let mut bytes = [0; decode::MAX_LENGTH];
     let op = decode::ControlMove::decode(fetch(domain, state, &mut bytes), code_size(state)).ok()?;
     Some((op, state.hw.rip().wrapping_add(u64::from(op.length))))

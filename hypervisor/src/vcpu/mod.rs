@@ -25,6 +25,8 @@ use crate::addr::Ticks;
 use crate::backend::VcpuHw;
 use crate::counters::Counters;
 use crate::emul::lapic::{Lapic, LapicShared};
+use crate::guest_mem::GuestSpace;
+use crate::p2m::P2mView;
 use crate::policy::msr::MsrState;
 
 /// Whether a vCPU can run.
@@ -80,6 +82,8 @@ pub struct VcpuState {
     pub runstate_area: u64,
     /// INIT has arrived and a start-up IPI has not.
     pub awaits_sipi: bool,
+    /// The guest's virtual addresses, with what was walked before.
+    space: GuestSpace,
     /// An interrupt window has been asked for.
     pub window_requested: bool,
     /// The p2m generation that `hw` was last told.
@@ -89,7 +93,7 @@ pub struct VcpuState {
 impl Vcpu {
     /// A vCPU that is down.
     #[must_use]
-    pub fn new(id: VcpuId, apic_id: u32, hw: Box<dyn VcpuHw>) -> Self {
+    pub fn new(id: VcpuId, apic_id: u32, hw: Box<dyn VcpuHw>, memory: P2mView) -> Self {
         Self {
             id,
             apic_id,
@@ -109,6 +113,7 @@ impl Vcpu {
                 is_polling: false,
                 runstate_area: 0,
                 awaits_sipi: true,
+                space: GuestSpace::new(memory, regs::Paging::default()),
                 window_requested: false,
                 p2m_generation: 0,
             }),
@@ -167,5 +172,19 @@ impl Vcpu {
     /// Sets when a sleeping vCPU wakes by itself.
     pub fn set_sleep_deadline(&self, deadline: Ticks) {
         self.sleep_deadline.store(deadline.raw(), Ordering::Relaxed);
+    }
+}
+
+impl VcpuState {
+    /// The guest's virtual addresses as they are now. Walks of earlier calls are remembered and
+    /// compared with the tables before they are used again.
+    pub(crate) fn renew_space(&mut self, p2m_generation: u64) -> &GuestSpace {
+        self.space.renew(self.hw.paging(), p2m_generation);
+        &self.space
+    }
+
+    /// The same without looking at the tables again: for the rest of one hypercall or exit.
+    pub(crate) const fn space(&self) -> &GuestSpace {
+        &self.space
     }
 }
