@@ -11,13 +11,10 @@ mod console;
 mod debian;
 mod doctor;
 mod emulator;
-#[allow(dead_code, reason = "dom0's root is not made yet")]
 mod exec;
 mod image;
-#[cfg_attr(not(test), expect(dead_code, reason = "`run` does not make dom0's root yet"))]
 mod initramfs;
 mod interrupt;
-#[allow(dead_code, reason = "dom0's root is not made yet")]
 mod kernel;
 mod launch;
 mod loc;

@@ -21,7 +21,7 @@ use crate::console::{self, End, Log, Until};
 use crate::emulator::Running;
 use crate::exec::{Channel, Failure};
 use crate::kernel::{self, Series};
-use crate::{report, workspace};
+use crate::{compile, initramfs, report, workspace};
 
 /// What dom0's kernel is always told; the user's arguments follow.
 const KERNEL_ARGUMENTS: &str = "console=hvc0";
@@ -30,9 +30,12 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 /// dom0's boot modules, from what the user asked for or else from Debian's packages.
-pub(super) fn modules(options: &Options) -> Result<Vec<Module>> {
-    let kernel = Kernel::get(options.kernel.as_deref())?;
-    let initrd = options.initrd.clone().context("dom0 has no root file system: give one with --initrd")?;
+pub(super) fn modules(options: &Options, dir: &Path) -> Result<Vec<Module>> {
+    let kernel = Kernel::get(options)?;
+    let initrd = match &options.initrd {
+        Some(file) => file.clone(),
+        None => root(options, &kernel, dir)?,
+    };
     let arguments = match &options.append {
         Some(more) => format!("{KERNEL_ARGUMENTS} {more}"),
         None => KERNEL_ARGUMENTS.to_owned(),
@@ -46,23 +49,58 @@ pub(super) fn modules(options: &Options) -> Result<Vec<Module>> {
 struct Kernel {
     elf: PathBuf,
     release: String,
+    /// Its `lib/modules/RELEASE`, if there is one.
+    modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// `file`, or Debian's kernel of the series that it names, or Debian's default.
-    fn get(file: Option<&Path>) -> Result<Self> {
+    /// The user's file, or Debian's kernel of the series that the user names, or Debian's default.
+    fn get(options: &Options) -> Result<Self> {
         let target = workspace::target();
-        let vmlinuz = match file {
-            Some(file) if file.exists() => file.to_owned(),
-            Some(name) => kernel::fetch(series(name)?, &target)?.vmlinuz,
-            None => kernel::fetch(Series::default(), &target)?.vmlinuz,
+        let (vmlinuz, packaged_modules) = match &options.kernel {
+            Some(file) if file.exists() => (file.clone(), None),
+            name => {
+                let package = kernel::fetch(name.as_deref().map_or_else(|| Ok(Series::default()), series)?, &target)?;
+                report::step(format!("kernel package: {} ({})", package.name, package.release));
+                (package.vmlinuz, Some(package.modules))
+            }
         };
         report::step(format!("kernel: {}", vmlinuz.display()));
         let name = vmlinuz.file_name().unwrap_or_default().to_string_lossy();
         let unpacked = kernel::unpack(&vmlinuz, &target.join("kernels/unpacked").join(format!("{name}.elf")))?;
         unpacked.require_dom0()?;
-        Ok(Self { elf: unpacked.path, release: unpacked.release })
+        let installed = Path::new("/lib/modules").join(&unpacked.release);
+        let installed = (!unpacked.release.is_empty() && installed.is_dir()).then_some(installed);
+        let modules = options.modules.clone().or(packaged_modules).or(installed);
+        Ok(Self { elf: unpacked.path, release: unpacked.release, modules })
     }
+}
+
+/// Makes dom0's root file system in `dir`.
+fn root(options: &Options, kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
+    let isthmus = compile::dom0_tools()?.path;
+    report::step("making dom0's root file system");
+    if kernel.modules.is_none() {
+        report::step(format!("no modules for Linux {}: dom0 has what is built into it; see --modules", kernel.release));
+    }
+    let spec = initramfs::Spec {
+        modules: kernel.modules.as_deref(),
+        release: &kernel.release,
+        isthmus: &isthmus,
+        overlays: &options.overlays,
+        packages: &options.packages,
+        target_dir: &workspace::target(),
+    };
+    let file = dir.join("root.cpio.lz4");
+    let made = initramfs::build(&spec, &file)?;
+    let is_plain = options.overlays.is_empty() && options.packages.is_empty();
+    if is_plain && made.bytes > initramfs::LIMIT_BYTES {
+        report::step(format!("dom0's root has {} bytes, more than the {} it may", made.bytes, initramfs::LIMIT_BYTES));
+    }
+    if !made.missing_modules.is_empty() {
+        report::step(format!("the kernel has no module {}", made.missing_modules.join(", ")));
+    }
+    Ok(file)
 }
 
 fn series(name: &Path) -> Result<Series> {

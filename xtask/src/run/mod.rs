@@ -44,10 +44,19 @@ pub(crate) struct Options {
     /// Not interactive: run CMD in dom0's shell as root, print its output, power off, exit with its status
     #[arg(long, value_name = "CMD", conflicts_with = "guests")]
     exec: Option<String>,
+    /// Copy this folder's tree over dom0's root file system (repeatable)
+    #[arg(long = "overlay", value_name = "DIR", conflicts_with_all = ["guests", "initrd"])]
+    overlays: Vec<PathBuf>,
+    /// Add these Debian packages, with the libraries they need, to dom0's root file system
+    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["guests", "initrd"])]
+    packages: Vec<String>,
     /// dom0's kernel: a bzImage or ELF file, or 6.1 or 6.12 for Debian's [default: 6.1]
     #[arg(long, value_name = "FILE", conflicts_with = "guests")]
     kernel: Option<PathBuf>,
-    /// dom0's root file system, as an initramfs
+    /// The folder with the modules of --kernel [default: the host's /lib/modules/<release>]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["guests", "initrd"])]
+    modules: Option<PathBuf>,
+    /// Another root file system for dom0, as an initramfs
     #[arg(long, value_name = "FILE", conflicts_with = "guests")]
     initrd: Option<PathBuf>,
     /// More arguments for dom0's kernel
@@ -117,7 +126,7 @@ fn run(options: &Options) -> Result<u8> {
     setup::ensure(&[emulator.purposes(), &[Purpose::Compile], dom0].concat())?;
 
     let dir = RunDir::create("run")?;
-    let modules = if has_dom0 { dom0::modules(options)? } else { guests::modules(options, dir.path())? };
+    let modules = if has_dom0 { dom0::modules(options, dir.path())? } else { guests::modules(options, dir.path())? };
     let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(options)).as_deref());
     cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
     let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
@@ -179,7 +188,8 @@ pub(crate) enum ShowTail {
 /// Says on standard error how a run ended, unless it ended as it should.
 pub(crate) fn explain(end: End, log: &Log, running: &Running, hypervisor: &Path, tail: ShowTail) {
     let what = match end {
-        End::Status(0) => return,
+        End::Status(0) if tail == ShowTail::No => return,
+        End::Status(0) => "the machine was powered off".to_owned(),
         End::Status(status) => format!("the machine ended with status {status}"),
         End::Panicked => "the hypervisor panicked".to_owned(),
         End::Silent => "the machine ended without a status".to_owned(),
