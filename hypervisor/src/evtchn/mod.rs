@@ -344,9 +344,9 @@ impl EventChannels {
             return false;
         }
         match bound.state {
-            // A peer that cannot be found leaves this domain's own table here, whose ports with
-            // the same number have nothing to do with the channel.
-            PortState::Interdomain { remote, port: far } if remote == peer.domain => {
+            // A peer that cannot be found leaves this domain's own table here, and one whose domain
+            // closed alone has another use for the port: the far end must name this one.
+            PortState::Interdomain { port: far, .. } => {
                 let end = peer.ports.get(far);
                 if end.state == (PortState::Interdomain { remote: self.domain, port }) {
                     peer.ports.set(far, Port { state: PortState::Unbound { remote: self.domain }, ..end });
@@ -358,7 +358,7 @@ impl EventChannels {
                     slot.store(0, Ordering::Relaxed);
                 }
             }
-            PortState::Interdomain { .. } | PortState::Unbound { .. } | PortState::Ipi | PortState::Free => {}
+            PortState::Unbound { .. } | PortState::Ipi | PortState::Free => {}
         }
         self.ports.set(port, Port { state: PortState::Free, vcpu: VcpuId::new(0) });
         self.bits.clear_pending(port);

@@ -241,7 +241,10 @@ fn a_peer_that_is_gone_does_not_keep_a_port() {
     let after: Vec<_> = (2..10).map(|raw| world.ch(0).status(port(raw)).unwrap()).collect();
     assert_eq!(before, after);
     assert_eq!(world.ch(0).status(near).unwrap().state, PortState::Free);
+    // Its number is used again before the peer comes to close its own end.
+    assert_eq!(world.ch(0).bind_ipi(CPU1), Ok(near));
     assert_eq!(world.ch(1).destroy(&world), Progress::Done);
+    assert_eq!(world.ch(0).status(near), Ok(Port { state: PortState::Ipi, vcpu: CPU1 }));
     assert_eq!(world.ch(1).status(far).unwrap().state, PortState::Free);
 }
 

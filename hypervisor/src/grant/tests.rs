@@ -301,6 +301,29 @@ fn what_took_the_place_of_a_mapping_stays() {
     assert_eq!(world.unmap(0, handle, 8), OKAY);
     assert_eq!(memory.mfn(8), mfn);
     assert_eq!(world.marks(1, 0), 0);
+
+    world.grant(1, 1, 0, 1, PERMIT);
+    let (_, old) = world.map(0, 1, 0, 9, RW);
+    let token = memory.p2m.lock().unmap(Gfn::new(9), Order::PAGE).unwrap();
+    token.release(&memory.tlb.flush(&NoTlb, FlushSite::Remap));
+    assert_eq!(world.map(0, 1, 1, 9, RW).0, OKAY);
+    assert_eq!(world.unmap(0, old, 9), OKAY);
+    assert_eq!(memory.mfn(9), world.doms[1].p2m.mfn(1), "another mapping");
+    assert!(memory.p2m.lock().unmap_ref(Gfn::new(0), memory.mfn(0)).is_err(), "RAM is no reference");
+}
+
+#[test]
+fn a_dying_domain_unmaps_in_batches() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    for gfn in 8..48 {
+        assert_eq!(world.map(0, 1, 0, gfn, RW).0, OKAY);
+    }
+    let party = world.doms[0].party();
+    assert_eq!(map::unmap_all(party, &world), Progress::Again);
+    assert_eq!((world.references(1, 0), world.marks(1, 0)), (8, READING | WRITING));
+    assert_eq!(map::unmap_all(party, &world), Progress::Done);
+    assert_eq!((world.references(1, 0), world.marks(1, 0)), (0, 0));
 }
 
 #[test]
@@ -335,6 +358,11 @@ fn only_ram_of_the_granter_can_be_granted() {
         assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_BAD_PAGE);
         assert_eq!(world.marks(1, 0), 0, "a failed mapping leaves no mark");
     }
+    // Nor its own RAM by another name.
+    world.grant(1, 1, 1, 0, PERMIT);
+    assert_eq!(world.map(1, 1, 1, 9, RW).0, OKAY);
+    world.grant(1, 0, 0, 9, PERMIT);
+    assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_BAD_PAGE);
     assert_eq!(world.doms[0].table.nr_mapped(), 0);
 }
 
