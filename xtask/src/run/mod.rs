@@ -18,6 +18,7 @@ use clap::{Args, ValueEnum};
 
 use crate::compile::{self, Profile};
 use crate::console::{End, Log};
+use crate::dom0::Wanted;
 use crate::emulator::{self, Boot, Choice, Emulator, Machine, Running};
 use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
@@ -44,24 +45,8 @@ pub(crate) struct Options {
     /// Not interactive: run CMD in dom0's shell as root, print its output, power off, exit with its status
     #[arg(long, value_name = "CMD", conflicts_with = "guests")]
     exec: Option<String>,
-    /// Copy this folder's tree over dom0's root file system (repeatable)
-    #[arg(long = "overlay", value_name = "DIR", conflicts_with_all = ["guests", "initrd"])]
-    overlays: Vec<PathBuf>,
-    /// Add these Debian packages, with the libraries they need, to dom0's root file system
-    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with_all = ["guests", "initrd"])]
-    packages: Vec<String>,
-    /// dom0's kernel: a bzImage or ELF file, or 6.1 or 6.12 for Debian's [default: 6.1]
-    #[arg(long, value_name = "FILE", conflicts_with = "guests")]
-    kernel: Option<PathBuf>,
-    /// The folder with the modules of --kernel [default: the host's /lib/modules/<release>]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["guests", "initrd"])]
-    modules: Option<PathBuf>,
-    /// Another root file system for dom0, as an initramfs
-    #[arg(long, value_name = "FILE", conflicts_with = "guests")]
-    initrd: Option<PathBuf>,
-    /// More arguments for dom0's kernel
-    #[arg(long, value_name = "STR", allow_hyphen_values = true, conflicts_with = "guests")]
-    append: Option<String>,
+    #[command(flatten)]
+    dom0: Wanted,
     /// More words for the hypervisor's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     hv_append: Option<String>,
@@ -126,7 +111,8 @@ fn run(options: &Options) -> Result<u8> {
     setup::ensure(&[emulator.purposes(), &[Purpose::Compile], dom0].concat())?;
 
     let dir = RunDir::create("run")?;
-    let modules = if has_dom0 { dom0::modules(options, dir.path())? } else { guests::modules(options, dir.path())? };
+    let modules =
+        if has_dom0 { crate::dom0::modules(&options.dom0, dir.path())? } else { guests::modules(options, dir.path())? };
     let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(options)).as_deref());
     cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
     let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
