@@ -82,7 +82,7 @@ impl Hypervisor {
         self.wallclock_ns.store(u64::try_from(at_zero).unwrap_or(u64::MAX), Ordering::Relaxed);
         for (_, domain) in self.domains.iter() {
             let (seconds, nanoseconds) = self.wallclock();
-            pvclock::write_wallclock(&self.mem, domain.shared_info, seconds, nanoseconds, 0);
+            pvclock::write_wallclock(&self.mem, domain.shared_info, seconds, nanoseconds);
         }
     }
 

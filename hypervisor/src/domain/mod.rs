@@ -257,7 +257,7 @@ impl Domain {
     /// Writes the wall clock and every vCPU's time where the kernel reads them.
     pub fn write_clocks(&self, hv: &Hypervisor) {
         let (seconds, nanoseconds) = hv.wallclock();
-        pvclock::write_wallclock(&hv.mem, self.shared_info, seconds, nanoseconds, 0);
+        pvclock::write_wallclock(&hv.mem, self.shared_info, seconds, nanoseconds);
         for vcpu in &self.vcpus {
             self.write_time(hv, vcpu.id);
         }
@@ -268,7 +268,7 @@ impl Domain {
         let Some(place) = self.events.vcpu_info(vcpu) else { return };
         let offset = place.page_offset() + VCPU_TIME;
         if let Some(area) = Area::new(place.mfn(), offset, VcpuTimeInfo::SIZE, None) {
-            self.guest_clock(hv).write_time(&hv.mem, &area, 0);
+            self.guest_clock(hv).write_time(&hv.mem, &area);
         }
     }
 

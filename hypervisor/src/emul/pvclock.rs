@@ -13,6 +13,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
+use guest_abi::num::low_u32;
 use guest_abi::shared_info::{
     PVCLOCK_TSC_STABLE, RUNSTATE_BLOCKED, RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, RUNSTATE_RUNNING, RUNSTATE_UPDATE,
     RunstateInfo, SHARED_WC_NSEC, SHARED_WC_SEC, SHARED_WC_SEC_HI, SHARED_WC_VERSION, VcpuTimeInfo,
@@ -44,6 +45,11 @@ impl Area {
     /// The frames that the place touches.
     pub fn frames(&self) -> impl Iterator<Item = Mfn> {
         core::iter::once(self.first).chain(self.second)
+    }
+
+    fn first_word(&self, mem: &PhysMem) -> u32 {
+        // Offsets are multiples of eight below a page, so the first word is in the first frame.
+        low_u32(mem.word(self.first, self.offset / 8).load(Ordering::Relaxed))
     }
 
     fn store(&self, mem: &PhysMem, word: usize, value: u64, ordering: Ordering) {
@@ -90,9 +96,10 @@ impl GuestClock {
         }
     }
 
-    /// Writes a time area. `version` is the even version that the area then has; a caller that
-    /// writes the same place again gives the next even number.
-    pub fn write_time(&self, mem: &PhysMem, area: &Area, version: u32) {
+    /// Writes a time area, whose version then is the next even one: never 0, which some readers
+    /// take for an area that nobody has filled.
+    pub fn write_time(&self, mem: &PhysMem, area: &Area) {
+        let version = next_version(area.first_word(mem));
         let mut bytes = [0; VcpuTimeInfo::SIZE];
         self.time_info(version).to_bytes(&mut bytes);
         area.store(mem, 0, u64::from(version | 1), Ordering::Relaxed);
@@ -104,9 +111,19 @@ impl GuestClock {
     }
 }
 
-/// Writes the wall clock to a shared page: UTC at system time 0. `version` as for a time area.
-pub fn write_wallclock(mem: &PhysMem, shared_info: Mfn, seconds: u64, nanoseconds: u32, version: u32) {
-    let [low, high] = [guest_abi::num::low_u32(seconds), guest_abi::num::high_u32(seconds)];
+/// The even version after what is there. A guest can have written anything: only its own clock
+/// suffers.
+const fn next_version(before: u32) -> u32 {
+    match (before & !1).wrapping_add(2) {
+        0 => 2,
+        version => version,
+    }
+}
+
+/// Writes the wall clock to a shared page: UTC at system time 0. The version is as for a time area.
+pub fn write_wallclock(mem: &PhysMem, shared_info: Mfn, seconds: u64, nanoseconds: u32) {
+    let version = next_version(mem.load_u32(shared_info, SHARED_WC_VERSION));
+    let [low, high] = [low_u32(seconds), guest_abi::num::high_u32(seconds)];
     mem.store_u32(shared_info, SHARED_WC_VERSION, version | 1);
     fence(Ordering::Release);
     mem.store_u32(shared_info, SHARED_WC_SEC, low);
@@ -263,17 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn a_time_area_has_the_layout_and_an_even_version() {
+    fn a_time_area_has_the_layout_and_the_next_even_version() {
         let mem = test_memory(2);
         let mut clock = clock(2_000_000, 100, 50);
         let area = Area::new(Mfn::new(1), 32, VcpuTimeInfo::SIZE, None).unwrap();
-        clock.write_time(&mem, &area, 4);
+        clock.write_time(&mem, &area);
         let info: VcpuTimeInfo = read(&mem, Mfn::new(1), 32);
-        assert_eq!((info.version, info.tsc_timestamp, info.system_time, info.flags), (4, 150, 0, 1));
+        assert_eq!((info.version, info.tsc_timestamp, info.system_time, info.flags), (2, 150, 0, 1));
         assert_eq!((info.tsc_to_system_mul, info.tsc_shift), (1 << 31, 0));
         clock.is_tsc_stable = false;
-        clock.write_time(&mem, &area, 6);
-        assert_eq!(read::<VcpuTimeInfo>(&mem, Mfn::new(1), 32).flags, 0);
+        clock.write_time(&mem, &area);
+        let info: VcpuTimeInfo = read(&mem, Mfn::new(1), 32);
+        assert_eq!((info.version, info.flags), (4, 0));
         assert_eq!(mem.load_u32(Mfn::new(1), 28), 0);
         assert_eq!(mem.load_u32(Mfn::new(1), 64), 0);
     }
@@ -307,9 +325,19 @@ mod tests {
     #[test]
     fn the_wall_clock_has_an_even_version() {
         let mem = test_memory(1);
-        write_wallclock(&mem, Mfn::new(0), 0x1_2345_6789, 999, 2);
+        write_wallclock(&mem, Mfn::new(0), 0x1_2345_6789, 999);
         let words: [u32; 4] = read(&mem, Mfn::new(0), 3072);
         assert_eq!(words, [2, 0x2345_6789, 999, 1]);
+    }
+
+    #[test]
+    fn each_write_of_a_clock_has_another_even_version_and_none_is_0() {
+        let mem = test_memory(1);
+        for (before, after) in [(2, 4), (5, 6), (u32::MAX, 2), (u32::MAX - 1, 2)] {
+            mem.store_u32(Mfn::new(0), SHARED_WC_VERSION, before);
+            write_wallclock(&mem, Mfn::new(0), 1, 2);
+            assert_eq!(mem.load_u32(Mfn::new(0), SHARED_WC_VERSION), after, "after {before:#x}");
+        }
     }
 
     #[test]
