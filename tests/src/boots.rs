@@ -21,8 +21,11 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/local-apic", &[guest("lapic")]).on(SVM),
     Check::guests("guest/grants", &[guest("grants")]).on(SVM),
     Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]).on(SVM),
+    Check::guests("guest/timers", &[guest("timers")]).on(SVM),
+    Check::guests("guest/memory-isolation", &[guest("memory_isolation")]).on(SVM),
     Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF).on(SVM),
     Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH).on(SVM),
+    Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH).on(SVM),
 ];
 
 #[cfg(test)]
