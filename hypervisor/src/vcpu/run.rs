@@ -179,7 +179,7 @@ fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
 /// Queues the most urgent interrupt if the guest can take it now, and asks for a window if
 /// another one, or this one, has to wait. The event-channel upcall bypasses the local APIC.
 fn deliver_interrupt(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
-    let callback = domain.callback_vector().filter(|_| vcpu.upcall_due.load(Ordering::Acquire));
+    let callback = upcall(domain, vcpu);
     let mut waiting = callback.or_else(|| state.lapic.highest_deliverable(&vcpu.lapic));
     if let Some(vector) = waiting
         && state.hw.can_inject_interrupt()
@@ -190,15 +190,32 @@ fn deliver_interrupt(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
             state.lapic.accept(vector, &vcpu.lapic);
         }
         state.hw.inject(Injection::Interrupt { vector });
-        waiting = domain
-            .callback_vector()
-            .filter(|_| vcpu.upcall_due.load(Ordering::Acquire))
-            .or_else(|| state.lapic.highest_deliverable(&vcpu.lapic));
+        waiting = upcall(domain, vcpu).or_else(|| state.lapic.highest_deliverable(&vcpu.lapic));
     }
     if waiting.is_some() != state.window_requested {
         state.window_requested = waiting.is_some();
         state.hw.request_window(waiting.is_some());
     }
+}
+
+/// The vector of an upcall that is due. One is no longer due once the guest has seen the events by
+/// itself and cleared `evtchn_upcall_pending`, as it may with interrupts off.
+fn upcall(domain: &Domain, vcpu: &Vcpu) -> Option<u8> {
+    let vector = domain.callback_vector()?;
+    if !vcpu.upcall_due.load(Ordering::Acquire) {
+        return None;
+    }
+    if domain.events.upcall_pending(vcpu.id) {
+        return Some(vector);
+    }
+    // A sender sets the guest's byte first and then the flag, so the byte is read again after the
+    // flag is down: a send in between is seen here or sets the flag anew.
+    vcpu.upcall_due.swap(false, Ordering::SeqCst);
+    if domain.events.upcall_pending(vcpu.id) {
+        vcpu.upcall_due.store(true, Ordering::Release);
+        return Some(vector);
+    }
+    None
 }
 
 impl VcpuState {
@@ -209,12 +226,15 @@ impl VcpuState {
         self.timer.min(self.poll_timeout).min(self.lapic.next_deadline().unwrap_or(NEVER))
     }
 
-    /// Whether something could be delivered to the guest at once, were it to run.
+    /// Whether something could be delivered to the guest at once, were it to run. With interrupts
+    /// off that is only what does not ask for them: a vCPU that polls so does not spin on an upcall
+    /// that it cannot take.
     pub(crate) fn has_deliverable(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
+        let takes_interrupts = self.hw.rflags() & RFLAGS_IF != 0;
         vcpu.has_attention()
             || vcpu.lapic.has_signals()
-            || domain.callback_vector().is_some() && vcpu.upcall_due.load(Ordering::Acquire)
-            || self.lapic.highest_deliverable(&vcpu.lapic).is_some()
+            || takes_interrupts
+                && (upcall(domain, vcpu).is_some() || self.lapic.highest_deliverable(&vcpu.lapic).is_some())
     }
 
     /// Ends the instruction that exited: RIP moves behind it and the interrupt shadow ends.

@@ -92,6 +92,10 @@ fn upcalls((a, b): (u32, u32)) {
     events::open();
     check_eq("and only one", events::upcalls(), before + 1);
     events::clear_all();
+    events::send(b);
+    events::clear_all();
+    events::open();
+    check_eq("none comes for an event that was taken with interrupts off", events::upcalls(), before + 1);
     cpu::enable_interrupts();
     events::send(b);
     events::clear_all();
