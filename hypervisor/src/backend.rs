@@ -37,6 +37,16 @@ pub trait VcpuHw: Send {
     fn next_rip(&self) -> Option<u64>;
     /// Ends the one-instruction interrupt shadow of STI and MOV SS; goes with moving RIP.
     fn clear_interrupt_shadow(&mut self);
+    /// Moves RIP behind an instruction that the hypervisor has carried out, which also ends the
+    /// interrupt shadow.
+    fn finish_instruction(&mut self, next_rip: u64) {
+        self.set_rip(next_rip);
+        self.clear_interrupt_shadow();
+    }
+    /// The instruction pointer, if the guest runs at privilege level 0.
+    fn kernel_rip(&self) -> Option<u64> {
+        (self.cpl() == 0).then(|| self.rip())
+    }
     /// RFLAGS.
     fn rflags(&self) -> u64;
     /// The current privilege level, 0 to 3.

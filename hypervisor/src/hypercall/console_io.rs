@@ -17,6 +17,7 @@ use crate::domain::Privileges;
 const CHUNK: usize = 256;
 
 /// Errors: ENOSYS for other domains and unknown operations, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     if !call.domain.privileges.contains(Privileges::CONSOLE) {
         return Err(Errno::ENOSYS);

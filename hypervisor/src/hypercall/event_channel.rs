@@ -12,6 +12,7 @@ use crate::evtchn::{self, GlobalVirqs, PortState, Progress};
 
 /// Errors: ENOSYS for FIFO operations and unknown ones; those of [`evtchn::Error`]; EPERM for
 /// another domain's ports without the right to control it; EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     let (events, peers) = (&call.domain.events, &call.hv.domains);
     let argument = call.arg1();

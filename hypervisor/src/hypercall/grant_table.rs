@@ -16,6 +16,7 @@ use crate::lock::Lock;
 use crate::p2m::{FlushSite, P2m, P2mView, UnmappedBatch};
 
 /// Errors: those of [`ops::handle`]. What concerns one element is in its `status`.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     let request = Request { operation: call.operation(), address: call.arg1(), count: low_u32(call.arg2()) };
     let rights = if call.domain.privileges.contains(Privileges::CONTROL) { Rights::All } else { Rights::Own };

@@ -20,6 +20,7 @@ const FIRST_VECTOR: u8 = 0x10;
 
 /// Errors: ENOSYS for an unknown operation, EINVAL for an unknown parameter, EPERM for one that
 /// the domain may not set, ESRCH for another domain, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     match call.operation() {
         abi::HVMOP_SET_PARAM => set_param(call),

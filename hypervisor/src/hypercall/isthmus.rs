@@ -18,6 +18,7 @@ use crate::p2m::Format;
 
 /// Errors: ENOSYS for an unknown operation, EACCES for another version of the interface; ESRCH,
 /// ENOENT, EPERM, EFAULT as the operations say.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     match call.operation() {
         abi::ISTHMUS_VERSION => Ok(Reply::Value(u64::from(abi::INTERFACE_VERSION))),

@@ -22,6 +22,7 @@ const BATCH: u64 = UnmappedBatch::CAPACITY as u64;
 
 /// Errors: ENOSYS for unknown operations and spaces, EINVAL, ESRCH, EPERM, ENOMEM, EFAULT as the
 /// operations say. `decrease_reservation` and `populate_physmap` return the entries done.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     let operation = call.operation() & ((1 << EXTENT_SHIFT) - 1);
     match operation {

@@ -69,15 +69,15 @@ pub(crate) struct Call<'a> {
 /// Handles a hypercall exit.
 #[inline]
 pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> Outcome {
-    let next_rip = state.hw.rip().wrapping_add(INSTRUCTION_LENGTH);
     let number = low_u32(state.regs.rax);
     let counted = (number as usize).min(crate::counters::NR_HYPERCALLS - 1);
     vcpu.counters.hypercalls[counted].add(1);
-    let result = if state.hw.cpl() == 0 {
-        dispatch(&mut Call { hv, domain, vcpu, state, is_space_renewed: false }, number)
-    } else {
-        Err(Errno::EPERM)
+    let Some(rip) = state.hw.kernel_rip() else {
+        state.regs.rax = Errno::EPERM.to_rax();
+        state.finish_instruction(state.hw.rip().wrapping_add(INSTRUCTION_LENGTH));
+        return Outcome::Resume;
     };
+    let result = dispatch(&mut Call { hv, domain, vcpu, state, is_space_renewed: false }, number);
     let (value, outcome) = match result {
         Ok(Reply::Value(value)) => (value, Outcome::Resume),
         Err(error) => (error.to_rax(), Outcome::Resume),
@@ -90,10 +90,12 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
         Ok(Reply::Stop) => return Outcome::Leave,
     };
     state.regs.rax = value;
-    state.finish_instruction(next_rip);
+    state.finish_instruction(rip.wrapping_add(INSTRUCTION_LENGTH));
     outcome
 }
 
+// Each function keeps its frame to itself (none is inlined here), so that a short one does not pay
+// for another one's buffers.
 fn dispatch(call: &mut Call<'_>, number: u32) -> HypercallResult {
     match number {
         number::HYPERVISOR_XEN_VERSION => version::handle(call),

@@ -14,6 +14,7 @@ use super::{Call, DONE, HypercallResult};
 use crate::domain::Privileges;
 
 /// Errors: ENOSYS for other domains and for what is not handled, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     if !call.domain.privileges.contains(Privileges::HARDWARE) {
         return Err(Errno::ENOSYS);

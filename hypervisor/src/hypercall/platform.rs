@@ -14,6 +14,7 @@ use crate::domain::Privileges;
 
 /// Errors: EPERM for other domains, EACCES for another interface version, ENOSYS for what is not
 /// handled, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     call.require(Privileges::HARDWARE)?;
     let argument = call.arg0();

@@ -17,6 +17,7 @@ use crate::vcpu::NEVER;
 const MAX_POLL: usize = 128;
 
 /// Errors: ENOSYS for an unknown operation, EINVAL for a bad reason, port or count, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     match call.operation() {
         abi::SCHEDOP_YIELD => Ok(Reply::Yield(0)),

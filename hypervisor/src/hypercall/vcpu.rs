@@ -15,6 +15,7 @@ use crate::vcpu::{NEVER, RunState};
 
 /// Errors: ENOENT for an unknown vCPU, EINVAL for another than the caller where only itself is
 /// meant, ENOSYS for an unknown operation, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     let id = VcpuId::new(low_u32(call.arg1()));
     let target = call.domain.vcpu(id).ok_or(Errno::ENOENT)?;
@@ -87,6 +88,7 @@ fn register_time(call: &mut Call<'_>) -> HypercallResult {
 }
 
 /// vm_assist: only the runstate flag means anything to a PVH guest.
+#[inline(never)]
 pub(super) fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
     match (call.operation(), low_u32(call.arg1())) {
         (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE, abi::VMASST_TYPE_RUNSTATE_UPDATE_FLAG) => DONE,
@@ -96,6 +98,7 @@ pub(super) fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
 }
 
 /// set_timer_op: the old way to set the one-shot timer; 0 stops it.
+#[inline(never)]
 pub(super) fn set_timer(call: &mut Call<'_>) -> HypercallResult {
     call.state.timer = match call.arg0() {
         0 => NEVER,

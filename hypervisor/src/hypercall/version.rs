@@ -11,6 +11,7 @@ use crate::addr::PAGE_SIZE;
 use crate::domain::Privileges;
 
 /// Errors: ENOSYS for an unknown query, EINVAL for a feature word other than 0, EFAULT.
+#[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
     let argument = call.arg1();
     match call.operation() {

@@ -61,14 +61,18 @@ fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ti
     let mut reason = counters::NR_REASONS - 1;
     loop {
         let mut now = hv.machine.tsc();
-        if now >= state.due() {
+        let mut due = state.due();
+        if now >= due {
             expire(domain, vcpu, state, now);
+            due = state.due();
         }
         if vcpu.take_attention() {
             if !attend(domain, vcpu, state) {
                 break;
             }
             now = hv.machine.tsc();
+            // Attention asked for while delivering: whatever waits behind this entry is due at once.
+            due = if vcpu.has_attention() { now } else { state.due() };
         }
         let generation = domain.tlb.enter(pcpu::current());
         if generation != state.p2m_generation {
@@ -76,9 +80,7 @@ fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ti
             state.hw.set_p2m(domain.tlb.root(), generation);
         }
         vcpu.counters.ticks[reason].add(now.raw().wrapping_sub(begin.raw()));
-        // Attention asked for while delivering: whatever waits behind this entry is due at once.
-        let deadline = if vcpu.has_attention() { now } else { state.due().min(slice_end) };
-        let exit = state.hw.run(&mut state.regs, deadline);
+        let exit = state.hw.run(&mut state.regs, due.min(slice_end));
         begin = hv.machine.tsc();
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);
@@ -240,8 +242,7 @@ impl VcpuState {
     /// Ends the instruction that exited: RIP moves behind it and the interrupt shadow ends.
     #[inline]
     pub(crate) fn finish_instruction(&mut self, next_rip: u64) {
-        self.hw.set_rip(next_rip);
-        self.hw.clear_interrupt_shadow();
+        self.hw.finish_instruction(next_rip);
     }
 
     /// HLT: sleeps until something can be delivered, or goes down for good with interrupts off.
