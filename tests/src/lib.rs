@@ -3,7 +3,7 @@
 //!
 //! A check says what is booted and what must come of it; `cargo xtask test` boots it, on each CPU backend that the
 //! check names, and judges the machine's log by [`verdict`]. That the list is data keeps the harness in one place and
-//! lets a new check be one entry in [`boots`].
+//! lets a new check be one entry in [`boots`] or [`dom0`].
 //!
 //! A check shows what lies behind the machine's serial line and its exit status, nothing else. What needs neither
 //! CPU nor devices is a unit test of the crate that it belongs to.
@@ -11,6 +11,7 @@
 #![warn(missing_docs)]
 
 pub mod boots;
+pub mod dom0;
 pub mod verdict;
 
 /// How often a check is run.

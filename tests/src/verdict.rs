@@ -9,6 +9,7 @@
 use std::fmt;
 
 use crate::Check;
+use crate::dom0::{Command, Output};
 
 /// The judgement of one run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +78,25 @@ pub fn judge(check: &Check, log: &str, ended: Ended) -> Verdict {
     }
 }
 
+/// Judges a command of dom0's shell by its status and its standard output.
+#[must_use]
+pub fn judge_command(command: &Command, status: u8, output: &[u8]) -> Verdict {
+    if status != command.status {
+        return Verdict::Fail(format!("status {status}, {} was expected", command.status));
+    }
+    let text = String::from_utf8_lossy(output);
+    match command.output {
+        Output::Exactly(expected) if output != expected.as_bytes() => {
+            Verdict::Fail(format!("{text:?} is not {expected:?}"))
+        }
+        Output::With(texts) => match texts.iter().find(|expected| !text.contains(**expected)) {
+            Some(missing) => Verdict::Fail(format!("the output lacks {missing:?}")),
+            None => Verdict::Pass(0),
+        },
+        Output::Exactly(_) | Output::Any => Verdict::Pass(0),
+    }
+}
+
 fn read(log: &str) -> Said {
     let mut said = Said::default();
     for line in log.lines().filter_map(guest_line) {
@@ -100,6 +120,7 @@ fn guest_line(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dom0::{ends, prints};
     use crate::{BOOT_FAILED, CRASH, Guest, POWEROFF, guest};
 
     const ONE: &[Guest] = &[guest("a")];
@@ -144,6 +165,18 @@ mod tests {
     fn only_skips_are_a_skip() {
         let verdict = judged("(d1) SKIP x2apic: not there\n(d1) DONE\n", Ended::Status(POWEROFF));
         assert_eq!(verdict, Verdict::Skip("x2apic: not there".to_owned()));
+    }
+
+    #[test]
+    fn a_command_is_judged_by_status_and_output() {
+        let exact = prints("x", "echo", Output::Exactly("\n"));
+        assert_eq!(judge_command(&exact, 0, b"\n"), Verdict::Pass(0));
+        assert!(fails(&judge_command(&exact, 0, b"\n\n")));
+        assert!(fails(&judge_command(&exact, 1, b"\n")));
+        let with = prints("x", "dmesg", Output::With(&["a", "c"]));
+        assert_eq!(judge_command(&with, 0, b"abc"), Verdict::Pass(0));
+        assert!(fails(&judge_command(&with, 0, b"ab")));
+        assert_eq!(judge_command(&ends("x", "exit 7", 7), 7, b"?"), Verdict::Pass(0));
     }
 
     #[test]

@@ -93,7 +93,6 @@ impl<L: Line> Channel<L> {
     ///
     /// # Errors
     /// As for [`Channel::connect`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "no run has more than one command yet"))]
     pub(crate) fn reconnect(&mut self, deadline: Instant) -> Result<(), Failure> {
         self.link = Link::host(new_session());
         self.hello(deadline)

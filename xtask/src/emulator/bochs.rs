@@ -22,7 +22,8 @@ pub(crate) const LOG: &str = "bochs.log";
 /// What it says there when the machine is powered off by ACPI.
 pub(crate) const POWERED_OFF: &str = "ACPI control: soft power off";
 
-const CYLINDER_BYTES: u64 = 16 * 63 * 512;
+/// Disks are whole cylinders of this size.
+pub(crate) const CYLINDER_BYTES: u64 = 16 * 63 * 512;
 /// Ports, ports of the control block, and interrupt of the two IDE channels.
 const CHANNELS: [(&str, &str, u8); 2] = [("0x1f0", "0x3f0", 14), ("0x170", "0x370", 15)];
 

@@ -113,7 +113,7 @@ fn run(options: &Options) -> Result<u8> {
     let dir = RunDir::create("run")?;
     let modules =
         if has_dom0 { crate::dom0::modules(&options.dom0, dir.path())? } else { guests::modules(options, dir.path())? };
-    let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(options)).as_deref());
+    let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(memory_mib(options))).as_deref());
     cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
     let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
     let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
@@ -146,9 +146,9 @@ fn memory_mib(options: &Options) -> u32 {
     options.memory.unwrap_or(if options.guests.is_empty() { DOM0_MEMORY_MIB } else { GUESTS_MEMORY_MIB })
 }
 
-/// dom0's share: half of the memory, at most 1 GiB; of a small machine all but what the hypervisor and a guest need.
-fn dom0_memory(options: &Options) -> String {
-    let all = memory_mib(options);
+/// dom0's share of `all` MiB, as a word for the hypervisor: half of the memory, at most 1 GiB; of a small machine all but
+/// what the hypervisor and a guest need.
+pub(crate) fn dom0_memory(all: u32) -> String {
     let small = all.saturating_sub(128).min(384);
     format!("dom0_mem={}", (all / 2).min(1024).max(small))
 }

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, anyhow};
 use isthmus_tests::verdict::{self, Ended, Verdict};
 use isthmus_tests::{Backend, boots};
 
-use super::Check;
+use super::{Judged, Unit, log_file};
 use crate::compile::{self, Profile, Program};
 use crate::console::{self, End, Log, Until};
-use crate::emulator::{self, Emulator, Machine, bochs};
+use crate::emulator::{self, Emulator, Machine, Running, bochs};
 use crate::launch::{Launch, RunDir, Via};
 use crate::run::{self, guests::Guest};
 use crate::symbolize::Symbols;
@@ -30,11 +30,19 @@ pub(super) struct Boot {
 
 /// The programs that are booted, or why there are none.
 pub(super) struct Built {
-    hypervisor: PathBuf,
+    pub(super) hypervisor: PathBuf,
     guests: Vec<Program>,
 }
 
 static BUILT: OnceLock<Result<Built, String>> = OnceLock::new();
+
+/// Where a backend can be shown without hardware.
+pub(super) fn emulator_of(backend: Backend) -> Emulator {
+    match backend {
+        Backend::Svm => Emulator::Qemu,
+        Backend::Vmx => Emulator::Bochs,
+    }
+}
 
 /// Every check on each of its backends.
 pub(super) fn all() -> impl Iterator<Item = Boot> {
@@ -56,13 +64,6 @@ impl Boot {
         self.check.tier
     }
 
-    fn emulator(&self) -> Emulator {
-        match self.backend {
-            Backend::Svm => Emulator::Qemu,
-            Backend::Vmx => Emulator::Bochs,
-        }
-    }
-
     fn launch(&self, built: &Built, dir: &Path) -> Result<Launch> {
         let mut modules = Vec::new();
         for guest in self.check.guests {
@@ -71,7 +72,7 @@ impl Boot {
             let guest = Guest::parse(&format!("{}:{}", path.display(), guest.words)).map_err(|why| anyhow!(why))?;
             modules.extend(guest.modules(dir)?);
         }
-        let cmdline = run::hypervisor_cmdline(self.emulator(), Some(self.check.hv_append));
+        let cmdline = run::hypervisor_cmdline(emulator_of(self.backend), Some(self.check.hv_append));
         Ok(Launch { hypervisor: built.hypervisor.clone(), cmdline, modules })
     }
 
@@ -86,22 +87,36 @@ impl Boot {
     }
 }
 
-impl Check for Boot {
+impl Unit for Boot {
+    fn names(&self) -> Vec<String> {
+        vec![self.name()]
+    }
+
+    fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
+        let (name, log) = (self.name(), log_file(logs, &self.name()));
+        let start = Instant::now();
+        let verdict = self.judged(&log)?;
+        Ok(vec![Judged { name, verdict, took: start.elapsed(), log }])
+    }
+}
+
+impl Boot {
     fn name(&self) -> String {
         format!("{}/{}", self.check.name, self.backend.name())
     }
 
-    fn run(&self, log_file: &Path) -> Result<Verdict> {
+    /// Boots it with the machine's log in `log_file`.
+    fn judged(&self, log_file: &Path) -> Result<Verdict> {
         // An old log must not be taken for this run's.
         fs::write(log_file, "")?;
         let built = built()?;
         let dir = RunDir::create(&self.name().replace('/', "."))?;
         let via = if self.check.by_grub { Via::Grub } else { Via::Quickest };
-        let boot = self.launch(built, dir.path())?.prepare(self.emulator(), via, dir.path())?;
+        let boot = self.launch(built, dir.path())?.prepare(emulator_of(self.backend), via, dir.path())?;
         let log = Mutex::new(Log::to_file(log_file)?);
         let limit = Duration::from_secs(self.check.limit_seconds);
         let until = Until { deadline: Some(Instant::now() + limit), stop: None };
-        let mut running = emulator::start(self.emulator(), self.machine(boot), dir.path(), false)?;
+        let mut running = emulator::start(emulator_of(self.backend), self.machine(boot), dir.path(), false)?;
         let end = console::watch(&mut running, &log, until, |_| Ok(()))?;
         let ended = match end {
             End::Status(status) => Ended::Status(status),
@@ -110,13 +125,17 @@ impl Check for Boot {
             End::Silent | End::Stopped | End::Interrupted => Ended::Silently,
         };
         let text = String::from_utf8_lossy(&fs::read(log_file)?).into_owned();
-        if end == End::Silent {
-            append(log_file, &format!("\nthe emulator's last words:\n{}\n", running.said()))?;
-        }
-        if end == End::Panicked {
-            append(log_file, &explained(&console::lock(&log), &built.hypervisor)?)?;
-        }
+        explain(end, &console::lock(&log), &running, &built.hypervisor, log_file)?;
         Ok(verdict::judge(self.check, &text, ended))
+    }
+}
+
+/// Adds to the log what is known of a bad end: the emulator's last words, a panic's backtrace in words.
+pub(super) fn explain(end: End, log: &Log, running: &Running, hypervisor: &Path, log_file: &Path) -> Result<()> {
+    match end {
+        End::Silent => append(log_file, &format!("\nthe emulator's last words:\n{}\n", running.said())),
+        End::Panicked => append(log_file, &explained(log, hypervisor)?),
+        _ => Ok(()),
     }
 }
 

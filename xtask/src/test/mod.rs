@@ -7,6 +7,7 @@
 //! the build directory, in `test-logs`. The last line of the output counts them.
 
 mod boots;
+mod sessions;
 mod steps;
 
 use std::fs;
@@ -62,30 +63,51 @@ impl From<Tier> for isthmus_tests::Tier {
     }
 }
 
-/// Something that can be run and judged.
-trait Check: Sync {
-    fn name(&self) -> String;
-    /// Runs it with its log in the file `log`. Errors count as failures.
-    fn run(&self, log: &Path) -> Result<Verdict>;
+/// Something that is run as one piece, and holds one check or several.
+trait Unit: Sync {
+    /// The names of its checks.
+    fn names(&self) -> Vec<String>;
+    /// Runs it; logs go into the folder `logs`. Each check must be among the results. An error fails all of them.
+    fn run(&self, logs: &Path) -> Result<Vec<Judged>>;
+}
+
+fn boxed<'a>(unit: impl Unit + 'a) -> Box<dyn Unit + 'a> {
+    Box::new(unit)
+}
+
+/// What became of a check.
+struct Judged {
+    name: String,
+    verdict: Verdict,
+    took: Duration,
+    log: PathBuf,
+}
+
+/// The file for the log of a check.
+fn log_file(logs: &Path, name: &str) -> PathBuf {
+    logs.join(format!("{}.log", name.replace('/', ".")))
 }
 
 /// `xtask test`.
 pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let is_wanted = |name: &str| options.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let steps: Vec<_> = steps::all().into_iter().filter(|step| is_wanted(&step.name())).collect();
     let tier = options.tier.into();
-    let boots: Vec<_> = boots::all().filter(|boot| boot.tier() <= tier && is_wanted(&boot.name())).collect();
+    let is_chosen = |unit: &dyn Unit| unit.names().iter().any(|name| is_wanted(name));
+    let steps: Vec<_> = steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed).collect();
+    // The long ones first: two at a time, the short ones fill the gap at the end.
+    let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
+    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).collect();
     if steps.is_empty() && boots.is_empty() {
         bail!("no check of this tier has `{}` in its name", options.filter.as_deref().unwrap_or_default());
     }
     if options.list {
-        steps.iter().map(Check::name).chain(boots.iter().map(Check::name)).for_each(|name| println!("{name}"));
+        steps.iter().chain(&boots).flat_map(|unit| unit.names()).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
     interrupt::catch()?;
     let mut purposes = vec![Purpose::Checks, Purpose::Compile];
     if !boots.is_empty() {
-        purposes.extend([Purpose::Image, Purpose::Qemu, Purpose::Bochs]);
+        purposes.extend([Purpose::Image, Purpose::Qemu, Purpose::Bochs, Purpose::Dom0]);
     }
     setup::ensure(&purposes)?;
     let runner = Runner::new()?;
@@ -118,34 +140,39 @@ impl Runner {
         Ok(Self { logs, tally: Mutex::default() })
     }
 
-    fn run_all<C: Check>(&self, checks: &[C], at_a_time: usize) {
+    fn run_all(&self, units: &[Box<dyn Unit>], at_a_time: usize) {
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
-            for _ in 0..at_a_time.min(checks.len()) {
+            for _ in 0..at_a_time.min(units.len()) {
                 scope.spawn(|| {
-                    while let Some(check) = checks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                         if interrupt::requested() {
                             break;
                         }
-                        self.run(check);
+                        self.run(unit.as_ref());
                     }
                 });
             }
         });
     }
 
-    fn run(&self, check: &dyn Check) {
-        let name = check.name();
-        let log = self.logs.join(format!("{}.log", name.replace('/', ".")));
+    fn run(&self, unit: &dyn Unit) {
         let start = Instant::now();
-        let verdict = check.run(&log).unwrap_or_else(|error| Verdict::Fail(format!("{error:#}")));
-        if interrupt::requested() {
-            return;
+        let results = unit.run(&self.logs).unwrap_or_else(|error| {
+            let failed = |name: String| Judged {
+                verdict: Verdict::Fail(format!("{error:#}")),
+                took: start.elapsed(),
+                log: log_file(&self.logs, &name),
+                name,
+            };
+            unit.names().into_iter().map(failed).collect()
+        });
+        if !interrupt::requested() {
+            results.iter().for_each(|result| self.report(result));
         }
-        self.report(&name, &verdict, start.elapsed(), &log);
     }
 
-    fn report(&self, name: &str, verdict: &Verdict, took: Duration, log: &Path) {
+    fn report(&self, Judged { name, verdict, took, log }: &Judged) {
         // The lock also keeps the lines of two checks apart.
         let mut tally = self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seconds = took.as_secs_f32();
@@ -189,15 +216,16 @@ fn last_lines(log: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    struct Fixed(Verdict);
+    struct Fixed(Option<Verdict>);
 
-    impl Check for Fixed {
-        fn name(&self) -> String {
-            "fixed/check".to_owned()
+    impl Unit for Fixed {
+        fn names(&self) -> Vec<String> {
+            vec!["fixed/check".to_owned()]
         }
 
-        fn run(&self, _log: &Path) -> Result<Verdict> {
-            Ok(self.0.clone())
+        fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
+            let verdict = self.0.clone().context("an error")?;
+            Ok(vec![Judged { name: self.names().remove(0), verdict, took: Duration::ZERO, log: logs.into() }])
         }
     }
 
@@ -206,12 +234,13 @@ mod tests {
         let logs = std::env::temp_dir();
         let runner = Runner { logs, tally: Mutex::default() };
         let checks = [
-            Fixed(Verdict::Fail("a".into())),
-            Fixed(Verdict::Pass(0)),
-            Fixed(Verdict::Skip("b".into())),
-            Fixed(Verdict::Pass(2)),
+            boxed(Fixed(Some(Verdict::Fail("a".into())))),
+            boxed(Fixed(Some(Verdict::Pass(0)))),
+            boxed(Fixed(None)),
+            boxed(Fixed(Some(Verdict::Skip("b".into())))),
+            boxed(Fixed(Some(Verdict::Pass(2)))),
         ];
         runner.run_all(&checks, 2);
-        assert_eq!(*runner.tally.lock().unwrap(), Tally { passed: 2, failed: 1, skipped: 1 });
+        assert_eq!(*runner.tally.lock().unwrap(), Tally { passed: 2, failed: 2, skipped: 1 });
     }
 }

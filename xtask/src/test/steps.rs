@@ -3,12 +3,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use isthmus_tests::verdict::Verdict;
 
-use super::Check;
+use super::{Judged, Unit, log_file};
 use crate::compile;
 use crate::setup::BARE_METAL;
 use crate::tool::{self, Watched};
@@ -70,17 +70,20 @@ impl Step {
     }
 }
 
-impl Check for Step {
-    fn name(&self) -> String {
-        self.name.to_owned()
+impl Unit for Step {
+    fn names(&self) -> Vec<String> {
+        vec![self.name.to_owned()]
     }
 
-    fn run(&self, log: &Path) -> Result<Verdict> {
-        Ok(match tool::run_logged(&mut self.command(), log, LIMIT)? {
+    fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
+        let log = log_file(logs, self.name);
+        let start = Instant::now();
+        let verdict = match tool::run_logged(&mut self.command(), &log, LIMIT)? {
             Watched::Succeeded => Verdict::Pass(0),
             Watched::Failed => Verdict::Fail(format!("cargo {} failed", self.subcommand)),
             Watched::TooLate => Verdict::Fail(format!("not done in {} s", LIMIT.as_secs())),
             Watched::Interrupted => Verdict::Skip("interrupted".to_owned()),
-        })
+        };
+        Ok(vec![Judged { name: self.name.to_owned(), verdict, took: start.elapsed(), log }])
     }
 }

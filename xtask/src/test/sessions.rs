@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The checks in dom0: a boot for each session, a check for each command.
+//!
+//! The machine's log and each command's output are kept apart. A command that does not end in its time is given up and
+//! the next one is tried; once the machine has ended, the rest fail.
+
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use isthmus_tests::dom0::{Command, SESSIONS};
+use isthmus_tests::verdict::{self, Verdict};
+use isthmus_tests::{Backend, Tier};
+
+use super::boots::{self, emulator_of};
+use super::{Judged, Unit, log_file};
+use crate::console::{self, End, Log};
+use crate::dom0::{self, Wanted};
+use crate::emulator::{self, Machine};
+use crate::exec::{Channel, Failure};
+use crate::launch::{Launch, RunDir, Via};
+use crate::{run, shell};
+
+/// A session on one backend, with those of its commands that are wanted.
+pub(super) struct Session {
+    session: &'static isthmus_tests::dom0::Session,
+    backend: Backend,
+    commands: Vec<&'static Command>,
+}
+
+/// Every session up to `tier` that has a check whose name is wanted.
+pub(super) fn all(tier: Tier, is_wanted: &dyn Fn(&str) -> bool) -> impl Iterator<Item = Session> {
+    let sessions = SESSIONS.iter().filter(move |session| session.tier <= tier);
+    sessions.flat_map(|session| session.backends.iter().map(move |&backend| (session, backend))).filter_map(
+        move |(session, backend)| {
+            let mut whole = Session { session, backend, commands: session.commands.iter().collect() };
+            let wanted = |command: &&'static Command| is_wanted(&check_name(session, backend, command));
+            whole.commands.retain(wanted);
+            (!whole.commands.is_empty()).then_some(whole)
+        },
+    )
+}
+
+fn check_name(session: &isthmus_tests::dom0::Session, backend: Backend, command: &Command) -> String {
+    format!("{}/{}/{}", session.name, command.name, backend.name())
+}
+
+impl Session {
+    fn name(&self) -> String {
+        format!("{}/{}", self.session.name, self.backend.name())
+    }
+
+    fn launch(&self, hypervisor: &Path, dir: &Path) -> Result<Launch> {
+        let wanted = Wanted {
+            kernel: Some(self.session.kernel).filter(|name| !name.is_empty()).map(PathBuf::from),
+            packages: self.session.packages.iter().map(|&name| name.to_owned()).collect(),
+            append: Some(self.session.append).filter(|text| !text.is_empty()).map(str::to_owned),
+            ..Wanted::default()
+        };
+        let words = format!("{} {}", run::dom0_memory(self.session.memory_mib), self.session.hv_append);
+        Ok(Launch {
+            hypervisor: hypervisor.to_owned(),
+            cmdline: run::hypervisor_cmdline(emulator_of(self.backend), Some(words.trim_end())),
+            modules: dom0::modules(&wanted, dir)?,
+        })
+    }
+
+    fn machine(&self, boot: emulator::Boot, dir: &Path) -> Result<Machine> {
+        let mut disks = Vec::new();
+        if self.session.disk_mib > 0 {
+            let disk = dir.join("disk.img");
+            let bytes = (u64::from(self.session.disk_mib) << 20).next_multiple_of(emulator::bochs::CYLINDER_BYTES);
+            File::create(&disk).and_then(|file| file.set_len(bytes)).context("making a disk")?;
+            disks.push(disk);
+        }
+        Ok(Machine {
+            cpus: self.session.cpus,
+            has_nic: true,
+            has_iommu: self.session.has_iommu,
+            disks,
+            ..Machine::new(boot, self.session.memory_mib)
+        })
+    }
+
+    /// Runs the commands one after the other.
+    fn talk(&self, channel: &mut Channel<TcpStream>, logs: &Path) -> Result<Vec<Judged>> {
+        let mut judged = Vec::new();
+        let mut ended = false;
+        for command in &self.commands {
+            let name = check_name(self.session, self.backend, command);
+            let log = log_file(logs, &name);
+            let start = Instant::now();
+            let deadline = start + Duration::from_secs(command.limit_seconds);
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let result =
+                if ended { Err(Failure::Ended) } else { channel.run(command.text, &mut out, &mut err, deadline) };
+            fs::write(&log, [out.as_slice(), b"\n", err.as_slice()].concat()).context("writing a log")?;
+            let verdict = match result {
+                Ok(status) => verdict::judge_command(command, status, &out),
+                Err(failure) => {
+                    ended |= matches!(failure, Failure::Ended) || channel.reconnect(deadline + RECONNECT).is_err();
+                    Verdict::Fail(failure.to_string())
+                }
+            };
+            judged.push(Judged { name, verdict, took: start.elapsed(), log });
+        }
+        Ok(judged)
+    }
+}
+
+/// How long dom0 may take to give up a command.
+const RECONNECT: Duration = Duration::from_secs(30);
+
+impl Unit for Session {
+    fn names(&self) -> Vec<String> {
+        self.commands.iter().map(|command| check_name(self.session, self.backend, command)).collect()
+    }
+
+    fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
+        let log_file = log_file(logs, &self.name());
+        fs::write(&log_file, "")?;
+        let built = boots::built()?;
+        let dir = RunDir::create(&self.name().replace('/', "."))?;
+        let via = if self.session.by_grub { Via::Grub } else { Via::Quickest };
+        let emulator = emulator_of(self.backend);
+        let boot = self.launch(&built.hypervisor, dir.path())?.prepare(emulator, via, dir.path())?;
+        let log = Mutex::new(Log::to_file(&log_file)?);
+        let mut running = emulator::start(emulator, self.machine(boot, dir.path())?, dir.path(), true)?;
+        let deadline = Instant::now() + Duration::from_secs(self.session.boot_limit_seconds);
+        let (end, talked) = shell::attend(&mut running, &log, deadline, |channel| self.talk(channel, logs))?;
+        boots::explain(end, &console::lock(&log), &running, &built.hypervisor, &log_file)?;
+        let log_name = log_file.display();
+        match talked {
+            Ok(_) if end == End::Panicked => bail!("the hypervisor panicked, see {log_name}"),
+            Ok(judged) => judged,
+            Err(failure) => bail!("{failure}, see {log_name}"),
+        }
+    }
+}
