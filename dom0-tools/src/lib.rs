@@ -4,4 +4,6 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod cli;
 pub mod exec_protocol;
+pub mod sys;

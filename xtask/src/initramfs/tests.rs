@@ -99,6 +99,8 @@ fn dom0s_root_boots_without_the_hypervisor() {
                 "mkdir -p /mnt/d && mke2fs -q /dev/sda >/dev/null && mount -t ext4 /dev/sda /mnt/d && echo mounted",
                 "cat /proc/modules | cut -d' ' -f1 | xargs",
                 "dmesg | grep -i -e 'error' -e 'fail' -e 'tainted'",
+                "isthmus selftest clock",
+                "isthmus info 2>&1",
                 "cat /proc/uptime; dd if=/dev/zero bs=1k count=1000 2>/dev/null | tr '\\0' x | md5sum",
             ],
         );
@@ -110,6 +112,8 @@ fn dom0s_root_boots_without_the_hypervisor() {
         assert!(results[2].1.contains("default via 10.0.2.2"));
         assert_eq!(results[3], (9, " 61 0d 0a ff\n".to_owned()));
         assert_eq!(results[4], (0, "mounted\n".to_owned()));
+        assert_eq!(results[7].0, 0, "{}", results[7].1);
+        assert!(results[8].0 == 1 && results[8].1.contains("no hypervisor"), "{}", results[8].1);
     }
 }
 

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The commands of `isthmus`, one module each. Results go to standard output, by `--json` in a form
+//! for programs; errors to standard error.
+
+pub mod bench;
+pub mod info;
+pub mod selftest;
