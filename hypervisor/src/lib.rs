@@ -35,3 +35,4 @@ pub mod progress;
 pub mod sched;
 pub mod time;
 pub mod vcpu;
+pub mod vmx;

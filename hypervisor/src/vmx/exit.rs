@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a VT-x exit means.
+//!
+//! [`decode`] turns the raw reason into the vendor-neutral [`Exit`] or into something that the
+//! backend finishes by itself. It reads further fields only where the reason needs them, since on
+//! a nested host each VMREAD can cost as much as an exit. Every architectural reason has a
+//! decision here; those that no control set by us can cause are reported as unexpected, with
+//! their name for the log.
+//!
+//! Source: Intel SDM vol. 3D (326019-080), appendix C, VMX Basic Exit Reasons; vol. 3C, §27.2.1
+//! Basic VM-Exit Information.
+
+use guest_abi::Gpa;
+use guest_abi::num::{low_u8, low_u16, low_u32};
+
+use super::control_regs::{CR0_MASK, guest_view};
+use super::event::{Event, EventKind};
+use super::fields::Field;
+use crate::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
+use crate::vcpu::regs::GuestRegs;
+
+/// Basic exit reasons that need a name in code; the table of all is [`NAMES`].
+#[expect(missing_docs, reason = "the names are the manual's")]
+pub mod reason {
+    pub const EXCEPTION_OR_NMI: u16 = 0;
+    pub const EXTERNAL_INTERRUPT: u16 = 1;
+    pub const TRIPLE_FAULT: u16 = 2;
+    pub const INTERRUPT_WINDOW: u16 = 7;
+    pub const NMI_WINDOW: u16 = 8;
+    pub const CPUID: u16 = 10;
+    pub const GETSEC: u16 = 11;
+    pub const HLT: u16 = 12;
+    pub const INVD: u16 = 13;
+    pub const RDPMC: u16 = 15;
+    pub const RSM: u16 = 17;
+    pub const VMCALL: u16 = 18;
+    pub const VMCLEAR: u16 = 19;
+    pub const VMXON: u16 = 27;
+    pub const CONTROL_REGISTER: u16 = 28;
+    pub const IO: u16 = 30;
+    pub const RDMSR: u16 = 31;
+    pub const WRMSR: u16 = 32;
+    pub const INVALID_GUEST_STATE: u16 = 33;
+    pub const MSR_LOADING: u16 = 34;
+    pub const MWAIT: u16 = 36;
+    pub const MONITOR: u16 = 39;
+    pub const PAUSE: u16 = 40;
+    pub const MACHINE_CHECK_AT_ENTRY: u16 = 41;
+    pub const EPT_VIOLATION: u16 = 48;
+    pub const EPT_MISCONFIGURATION: u16 = 49;
+    pub const INVEPT: u16 = 50;
+    pub const PREEMPTION_TIMER: u16 = 52;
+    pub const INVVPID: u16 = 53;
+    pub const WBINVD: u16 = 54;
+    pub const XSETBV: u16 = 55;
+}
+
+/// The name of each basic exit reason, for logs.
+pub const NAMES: [&str; 76] = [
+    "exception or NMI",
+    "external interrupt",
+    "triple fault",
+    "INIT signal",
+    "start-up IPI",
+    "I/O SMI",
+    "other SMI",
+    "interrupt window",
+    "NMI window",
+    "task switch",
+    "CPUID",
+    "GETSEC",
+    "HLT",
+    "INVD",
+    "INVLPG",
+    "RDPMC",
+    "RDTSC",
+    "RSM",
+    "VMCALL",
+    "VMCLEAR",
+    "VMLAUNCH",
+    "VMPTRLD",
+    "VMPTRST",
+    "VMREAD",
+    "VMRESUME",
+    "VMWRITE",
+    "VMXOFF",
+    "VMXON",
+    "control-register access",
+    "MOV DR",
+    "I/O instruction",
+    "RDMSR",
+    "WRMSR",
+    "entry failure: invalid guest state",
+    "entry failure: MSR loading",
+    "reserved (35)",
+    "MWAIT",
+    "monitor trap flag",
+    "reserved (38)",
+    "MONITOR",
+    "PAUSE",
+    "entry failure: machine check",
+    "reserved (42)",
+    "TPR below threshold",
+    "APIC access",
+    "virtualized EOI",
+    "GDTR or IDTR access",
+    "LDTR or TR access",
+    "EPT violation",
+    "EPT misconfiguration",
+    "INVEPT",
+    "RDTSCP",
+    "preemption timer",
+    "INVVPID",
+    "WBINVD",
+    "XSETBV",
+    "APIC write",
+    "RDRAND",
+    "INVPCID",
+    "VMFUNC",
+    "ENCLS",
+    "RDSEED",
+    "page-modification log full",
+    "XSAVES",
+    "XRSTORS",
+    "PCONFIG",
+    "SPP-related event",
+    "UMWAIT",
+    "TPAUSE",
+    "LOADIWKEY",
+    "ENCLV",
+    "reserved (71)",
+    "ENQCMD PASID translation failure",
+    "ENQCMDS PASID translation failure",
+    "bus lock",
+    "instruction timeout",
+];
+
+/// The exit-reason field.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitReason(pub u32);
+
+impl ExitReason {
+    /// The basic reason.
+    #[must_use]
+    pub const fn basic(self) -> u16 {
+        low_u16(self.0 as u64)
+    }
+
+    /// The entry failed and the guest did not run.
+    #[must_use]
+    pub const fn is_entry_failure(self) -> bool {
+        self.0 & 1 << 31 != 0
+    }
+
+    /// The basic reason's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES.get(usize::from(self.basic())).copied().unwrap_or("unknown reason")
+    }
+}
+
+/// What to do after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// It is reported to the vCPU loop.
+    Report(Exit),
+    /// The backend finishes it and enters again.
+    Local(Local),
+}
+
+/// Exits that never leave the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// The guest can take an NMI.
+    NmiWindow,
+    /// MOV to CR8.
+    WriteCr8(u64),
+    /// MOV from CR8 to the general register with this number.
+    ReadCr8(u8),
+}
+
+/// Decodes an exit. `read` executes VMREAD.
+pub fn decode(reason: ExitReason, regs: &GuestRegs, read: impl Fn(Field) -> u64) -> Decoded {
+    if reason.is_entry_failure() {
+        return Decoded::Report(Exit::EntryFailed { raw: u64::from(reason.0) });
+    }
+    let unexpected = Exit::Unexpected { raw: u64::from(reason.0) };
+    let exit = match reason.basic() {
+        reason::EXCEPTION_OR_NMI => exception_or_nmi(&read).unwrap_or(unexpected),
+        reason::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt { vector: interruption(&read).map(|event| event.vector) },
+        reason::TRIPLE_FAULT => Exit::TripleFault,
+        reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
+        reason::NMI_WINDOW => return Decoded::Local(Local::NmiWindow),
+        reason::CPUID => Exit::Cpuid,
+        reason::HLT => Exit::Halt,
+        reason::INVD | reason::WBINVD => Exit::CacheFlush,
+        reason::RDPMC => Exit::Forbidden(Fault::GeneralProtection),
+        reason::GETSEC | reason::RSM | reason::MWAIT | reason::MONITOR => Exit::Forbidden(Fault::InvalidOpcode),
+        reason::VMCALL => Exit::Hypercall,
+        reason::VMCLEAR..=reason::VMXON | reason::INVEPT | reason::INVVPID => Exit::Forbidden(Fault::InvalidOpcode),
+        reason::CONTROL_REGISTER => return control_register(regs, &read).unwrap_or(Decoded::Report(unexpected)),
+        reason::IO => io(read(Field::EXIT_QUALIFICATION)),
+        reason::RDMSR => Exit::Rdmsr,
+        reason::WRMSR => Exit::Wrmsr,
+        reason::PAUSE => Exit::PauseLoop,
+        reason::EPT_VIOLATION => ept_violation(&read),
+        reason::PREEMPTION_TIMER => Exit::Deadline,
+        reason::XSETBV => Exit::Xsetbv,
+        // The rest needs a control that is never set, system-management mode, or a p2m entry
+        // that this hypervisor has written wrongly.
+        _ => unexpected,
+    };
+    Decoded::Report(exit)
+}
+
+fn interruption(read: &impl Fn(Field) -> u64) -> Option<Event> {
+    let info = low_u32(read(Field::EXIT_INTERRUPTION_INFO));
+    let length = || low_u8(read(Field::EXIT_INSTRUCTION_LENGTH));
+    Event::decode(info, || low_u32(read(Field::EXIT_ERROR_CODE)), length)
+}
+
+fn exception_or_nmi(read: &impl Fn(Field) -> u64) -> Option<Exit> {
+    let event = interruption(read)?;
+    Some(match event.kind {
+        EventKind::Nmi => Exit::HostNmi,
+        _ => Exit::Exception { vector: event.vector, error_code: event.error_code },
+    })
+}
+
+fn control_register(regs: &GuestRegs, read: &impl Fn(Field) -> u64) -> Option<Decoded> {
+    let qualification = read(Field::EXIT_QUALIFICATION);
+    let register = low_u8(qualification & 15);
+    let access = qualification >> 4 & 3;
+    let number = low_u8(qualification >> 8 & 15);
+    let cr0 = || guest_view(read(Field::GUEST_CR0), read(Field::CR0_SHADOW), CR0_MASK);
+    let write = |register, value| Some(Decoded::Report(Exit::ControlWrite { register, value }));
+    match (access, register) {
+        (0, 0) => write(ControlRegister::Cr0, general_register(regs, number, read)),
+        (0, 4) => write(ControlRegister::Cr4, general_register(regs, number, read)),
+        (0, 8) => Some(Decoded::Local(Local::WriteCr8(general_register(regs, number, read)))),
+        (1, 8) => Some(Decoded::Local(Local::ReadCr8(number))),
+        (2, _) => write(ControlRegister::Cr0, cr0() & !(1 << 3)),
+        (3, _) => {
+            // LMSW loads bits 3:0 and can set PE but not clear it.
+            let source = qualification >> 16 & 15;
+            write(ControlRegister::Cr0, cr0() & !0xe | source)
+        }
+        _ => None,
+    }
+}
+
+/// A general register by the number that instructions use.
+fn general_register(regs: &GuestRegs, number: u8, read: &impl Fn(Field) -> u64) -> u64 {
+    let mut regs = *regs;
+    match general_register_mut(&mut regs, number) {
+        Some(register) => *register,
+        None => read(Field::GUEST_RSP),
+    }
+}
+
+/// A general register by the number that instructions use, to be changed; `None` for RSP, which is
+/// in the VMCS.
+pub const fn general_register_mut(regs: &mut GuestRegs, number: u8) -> Option<&mut u64> {
+    Some(match number & 15 {
+        0 => &mut regs.rax,
+        1 => &mut regs.rcx,
+        2 => &mut regs.rdx,
+        3 => &mut regs.rbx,
+        4 => return None,
+        5 => &mut regs.rbp,
+        6 => &mut regs.rsi,
+        7 => &mut regs.rdi,
+        8 => &mut regs.r8,
+        9 => &mut regs.r9,
+        10 => &mut regs.r10,
+        11 => &mut regs.r11,
+        12 => &mut regs.r12,
+        13 => &mut regs.r13,
+        14 => &mut regs.r14,
+        _ => &mut regs.r15,
+    })
+}
+
+const fn io(qualification: u64) -> Exit {
+    Exit::Io(IoAccess {
+        port: low_u16(qualification >> 16),
+        size: low_u8(qualification & 7) + 1,
+        is_in: qualification & 1 << 3 != 0,
+        is_string: qualification & 1 << 4 != 0,
+        is_repeated: qualification & 1 << 5 != 0,
+    })
+}
+
+fn ept_violation(read: &impl Fn(Field) -> u64) -> Exit {
+    let qualification = read(Field::EXIT_QUALIFICATION);
+    let has_linear = qualification & 1 << 7 != 0;
+    let is_final = qualification & 1 << 8 != 0;
+    Exit::P2mFault(P2mFault {
+        gpa: Gpa::new(read(Field::GUEST_PHYSICAL_ADDRESS)),
+        is_write: qualification & 1 << 1 != 0,
+        is_fetch: qualification & 1 << 2 != 0,
+        is_walk: has_linear && !is_final,
+    })
+}
+
+/// The text of a VM-instruction error.
+///
+/// Source: Intel SDM vol. 3C, §30.4 VM Instruction Error Numbers.
+#[must_use]
+pub const fn instruction_error(number: u32) -> &'static str {
+    match number {
+        1 => "VMCALL in VMX root operation",
+        2 => "VMCLEAR with an invalid address",
+        3 => "VMCLEAR with the VMXON region",
+        4 => "VMLAUNCH with a VMCS that is not clear",
+        5 => "VMRESUME with a VMCS that is not launched",
+        6 => "VMRESUME after VMXOFF",
+        7 => "entry with invalid control fields",
+        8 => "entry with invalid host state",
+        9 => "VMPTRLD with an invalid address",
+        10 => "VMPTRLD with the VMXON region",
+        11 => "VMPTRLD with the wrong revision",
+        12 => "VMREAD or VMWRITE of a field that does not exist",
+        13 => "VMWRITE of a read-only field",
+        15 => "VMXON in VMX root operation",
+        26 => "entry with events blocked by MOV SS",
+        28 => "INVEPT or INVVPID with an invalid operand",
+        _ => "another VM-instruction error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::SegmentName;
+
+    /// A VMCS of the listed fields; everything else reads as 0.
+    fn vmcs<'a>(fields: &'a [(Field, u64)]) -> impl Fn(Field) -> u64 + 'a {
+        |field| fields.iter().find(|(name, _)| *name == field).map_or(0, |(_, value)| *value)
+    }
+
+    fn report(reason: u16, fields: &[(Field, u64)]) -> Exit {
+        match decode(ExitReason(u32::from(reason)), &GuestRegs::default(), vmcs(fields)) {
+            Decoded::Report(exit) => exit,
+            Decoded::Local(local) => panic!("{local:?} is not reported"),
+        }
+    }
+
+    #[test]
+    fn every_reason_has_its_decision() {
+        const UD: Exit = Exit::Forbidden(Fault::InvalidOpcode);
+        let decided = [
+            (1, Exit::ExternalInterrupt { vector: None }),
+            (2, Exit::TripleFault),
+            (7, Exit::InterruptWindow),
+            (10, Exit::Cpuid),
+            (11, UD),
+            (12, Exit::Halt),
+            (13, Exit::CacheFlush),
+            (15, Exit::Forbidden(Fault::GeneralProtection)),
+            (17, UD),
+            (18, Exit::Hypercall),
+            (19, UD),
+            (20, UD),
+            (21, UD),
+            (22, UD),
+            (23, UD),
+            (24, UD),
+            (25, UD),
+            (26, UD),
+            (27, UD),
+            (31, Exit::Rdmsr),
+            (32, Exit::Wrmsr),
+            (36, UD),
+            (39, UD),
+            (40, Exit::PauseLoop),
+            (50, UD),
+            (52, Exit::Deadline),
+            (53, UD),
+            (54, Exit::CacheFlush),
+            (55, Exit::Xsetbv),
+        ];
+        let by_fields = [reason::CONTROL_REGISTER, reason::IO, reason::EPT_VIOLATION, reason::NMI_WINDOW];
+        for number in 0..=80 {
+            if by_fields.contains(&number) {
+                continue;
+            }
+            let expected = decided
+                .iter()
+                .find(|(reason, _)| *reason == number)
+                .map_or(Exit::Unexpected { raw: u64::from(number) }, |(_, exit)| *exit);
+            assert_eq!(report(number, &[]), expected, "{}", ExitReason(u32::from(number)).name());
+        }
+    }
+
+    #[test]
+    fn a_failed_entry_is_no_exit() {
+        for basic in [33, 34, 41] {
+            let raw = basic | 1 << 31;
+            let decoded = decode(ExitReason(raw), &GuestRegs::default(), vmcs(&[]));
+            assert_eq!(decoded, Decoded::Report(Exit::EntryFailed { raw: u64::from(raw) }));
+        }
+    }
+
+    #[test]
+    fn exceptions_and_nmis_are_told_apart() {
+        let info = |word: u64| [(Field::EXIT_INTERRUPTION_INFO, word), (Field::EXIT_ERROR_CODE, 4)];
+        assert_eq!(report(0, &info(0x8000_0202)), Exit::HostNmi);
+        assert_eq!(report(0, &info(0x8000_0301)), Exit::Exception { vector: 1, error_code: None });
+        assert_eq!(report(0, &info(0x8000_0b11)), Exit::Exception { vector: 17, error_code: Some(4) });
+        assert_eq!(report(1, &info(0x8000_0030)), Exit::ExternalInterrupt { vector: Some(0x30) });
+    }
+
+    #[test]
+    fn port_accesses_are_whole() {
+        let exit = report(30, &[(Field::EXIT_QUALIFICATION, 0x0cf8_0003)]);
+        let plain = IoAccess { port: 0xcf8, size: 4, is_in: false, is_string: false, is_repeated: false };
+        assert_eq!(exit, Exit::Io(plain));
+        let exit = report(30, &[(Field::EXIT_QUALIFICATION, 0x01f0_0039)]);
+        assert_eq!(exit, Exit::Io(IoAccess { port: 0x1f0, size: 2, is_in: true, is_string: true, is_repeated: true }));
+    }
+
+    #[test]
+    fn p2m_faults_tell_walks_from_accesses() {
+        let fault = |qualification| match report(
+            48,
+            &[(Field::EXIT_QUALIFICATION, qualification), (Field::GUEST_PHYSICAL_ADDRESS, 0xfee0_0300)],
+        ) {
+            Exit::P2mFault(fault) => fault,
+            other => panic!("{other:?}"),
+        };
+        let write = fault(0x182);
+        assert_eq!(write.gpa, Gpa::new(0xfee0_0300));
+        assert!(write.is_write && !write.is_fetch && !write.is_walk);
+        assert!(fault(0x081).is_walk);
+        assert!(fault(0x184).is_fetch);
+        assert!(!fault(0x001).is_walk, "no linear address: not a walk of the guest's tables");
+    }
+
+    #[test]
+    fn control_register_writes_carry_the_whole_value() {
+        let regs = GuestRegs { rbx: 0x8000_0011, r15: 0x20, ..GuestRegs::default() };
+        let run = |qualification| {
+            let fields = [
+                (Field::EXIT_QUALIFICATION, qualification),
+                (Field::GUEST_CR0, 0x8000_0039),
+                (Field::CR0_SHADOW, 0x6000_0000),
+                (Field::GUEST_RSP, 0x7777),
+            ];
+            decode(ExitReason(28), &regs, vmcs(&fields))
+        };
+        let write = |register, value| Decoded::Report(Exit::ControlWrite { register, value });
+        assert_eq!(run(0x300), write(ControlRegister::Cr0, 0x8000_0011));
+        assert_eq!(run(0xf04), write(ControlRegister::Cr4, 0x20));
+        assert_eq!(run(0x404), write(ControlRegister::Cr4, 0x7777));
+        assert_eq!(run(0x20), write(ControlRegister::Cr0, 0xe000_0011), "CLTS");
+        assert_eq!(run(0x30 | 0x6 << 16), write(ControlRegister::Cr0, 0xe000_0017), "LMSW keeps PE");
+        assert_eq!(run(0xf08), Decoded::Local(Local::WriteCr8(0x20)));
+        assert_eq!(run(0x118), Decoded::Local(Local::ReadCr8(1)));
+        assert!(matches!(run(0x013), Decoded::Report(Exit::Unexpected { .. })), "reads of CR3 do not exit");
+    }
+
+    #[test]
+    fn register_numbers_are_the_instructions() {
+        let mut regs = GuestRegs { rcx: 1, rsi: 6, rdi: 7, r8: 8, ..GuestRegs::default() };
+        assert_eq!(general_register_mut(&mut regs, 1).copied(), Some(1));
+        assert_eq!(general_register_mut(&mut regs, 6).copied(), Some(6));
+        assert_eq!(general_register_mut(&mut regs, 8).copied(), Some(8));
+        assert_eq!(general_register_mut(&mut regs, 4), None);
+        assert_eq!(SegmentName::Tr as u32, 7, "segment fields are numbered by this order");
+    }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which MSRs a guest reaches without an exit.
+//!
+//! The map starts closed: every access exits and the policy answers. Opened are only MSRs
+//! whose guest value is in the CPU while the guest runs (a VMCS field or a lazy switch), for which
+//! the CPU checks the value as the guest expects, and which say nothing about the host.
+//! EFER may be read but not written, since LME and NXE change what the backend keeps.
+//!
+//! Source: Intel SDM vol. 3C (326019-080), §24.6.9 MSR-Bitmap Address; vol. 4 for the numbers.
+
+/// Words of the map: one 4 KiB page.
+pub const WORDS: usize = 512;
+
+/// MSR numbers that the backend and its map need.
+#[expect(missing_docs, reason = "the names are the manual's")]
+pub mod msr {
+    pub const TSC: u32 = 0x10;
+    pub const FEATURE_CONTROL: u32 = 0x3a;
+    pub const SYSENTER_CS: u32 = 0x174;
+    pub const SYSENTER_ESP: u32 = 0x175;
+    pub const SYSENTER_EIP: u32 = 0x176;
+    pub const PAT: u32 = 0x277;
+    pub const EFER: u32 = 0xc000_0080;
+    pub const STAR: u32 = 0xc000_0081;
+    pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
+    pub const SFMASK: u32 = 0xc000_0084;
+    pub const FS_BASE: u32 = 0xc000_0100;
+    pub const GS_BASE: u32 = 0xc000_0101;
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub const TSC_AUX: u32 = 0xc000_0103;
+}
+
+const READ_WRITE: &[u32] = &[
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::PAT,
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::FS_BASE,
+    msr::GS_BASE,
+    msr::KERNEL_GS_BASE,
+];
+
+const READ_ONLY: &[u32] = &[msr::TSC, msr::EFER];
+
+/// Builds the map. `has_tsc_aux` says that the CPU has TSC_AUX and the guest may use RDTSCP.
+#[must_use]
+pub fn build(has_tsc_aux: bool) -> [u64; WORDS] {
+    let mut map = [u64::MAX; WORDS];
+    let aux: &[u32] = if has_tsc_aux { &[msr::TSC_AUX] } else { &[] };
+    for &number in READ_WRITE.iter().chain(aux) {
+        open(&mut map, number, READ);
+        open(&mut map, number, WRITE);
+    }
+    for &number in READ_ONLY {
+        open(&mut map, number, READ);
+    }
+    map
+}
+
+/// Byte offsets of the halves: reads of low MSRs, reads of high ones 1 KiB on, writes behind.
+const READ: usize = 0;
+const WRITE: usize = 2048;
+const HIGH: usize = 1024;
+
+fn open(map: &mut [u64; WORDS], number: u32, access: usize) {
+    let (low, part) = if number >= 0xc000_0000 { (number - 0xc000_0000, HIGH) } else { (number, 0) };
+    let bit = (access + part) * 8 + guest_abi::num::to_usize(u64::from(low));
+    map[bit / 64] &= !(1 << (bit % 64));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exits(map: &[u64; WORDS], number: u32, write: bool) -> bool {
+        let part = if number >= 0xc000_0000 { 1024 } else { 0 } + if write { 2048 } else { 0 };
+        let bytes: Vec<u8> = map.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let low = (number & 0x1fff) as usize;
+        bytes[part + low / 8] & 1 << (low % 8) != 0
+    }
+
+    #[test]
+    fn only_the_listed_msrs_are_open() {
+        let map = build(true);
+        let closed: u32 = map.iter().map(|word| word.count_zeros()).sum();
+        assert_eq!(closed as usize, 2 * (READ_WRITE.len() + 1) + READ_ONLY.len());
+        for number in READ_WRITE {
+            assert!(!exits(&map, *number, false) && !exits(&map, *number, true), "{number:#x}");
+        }
+    }
+
+    #[test]
+    fn dangerous_msrs_exit() {
+        let map = build(true);
+        for number in [0x1b, 0x3a, 0x3b, 0x6e0, 0x1d9, 0x38f, 0x800, 0x80b, 0x830, 0xda0, 0x48b] {
+            assert!(exits(&map, number, false) && exits(&map, number, true), "{number:#x}");
+        }
+        assert!(exits(&map, msr::TSC, true) && !exits(&map, msr::TSC, false));
+        assert!(exits(&map, msr::EFER, true) && !exits(&map, msr::EFER, false));
+    }
+
+    #[test]
+    fn without_rdtscp_its_msr_exits() {
+        let map = build(false);
+        assert!(exits(&map, msr::TSC_AUX, false) && exits(&map, msr::TSC_AUX, true));
+    }
+}
