@@ -16,7 +16,7 @@ use core::sync::atomic::AtomicU64;
 use guest_abi::DomId;
 use guest_abi::isthmus;
 use guest_abi::num::low_u8;
-use hypervisor::addr::{Hpa, Order, PAGE_SHIFT, Ticks};
+use hypervisor::addr::{Hpa, PAGE_SHIFT, Ticks};
 use hypervisor::boot::acpi::build::{Tables, for_dom0};
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
 use hypervisor::boot::cmdline::{self, Console, ExitDevice, OnPanic, Options, TscPolicy};
@@ -89,7 +89,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         input: InputRing::new(),
         on_panic: options.panic,
         format: backend.format(),
-        largest_leaf: if cpu::has_gib_pages() { Order::GIB_1 } else { Order::MIB_2 },
+        largest_leaf: backend.largest_leaf(),
         phys_bits: cpu::phys_bits(),
         keeps_com1: options.console == Console::Com1,
         facts: facts(khz, &host, &acpi, &map),

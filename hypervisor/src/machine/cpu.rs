@@ -151,6 +151,22 @@ pub(crate) fn set_cr2(value: u64) {
     unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
 }
 
+/// Reads DR6.
+#[inline]
+pub(crate) fn dr6() -> u64 {
+    let value: u64;
+    // SAFETY: reading it has no side effect; DR7.GD is clear in the hypervisor.
+    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes the low half of DR6, which only guests use; the high half is always 0.
+#[inline]
+pub(crate) fn set_dr6(value: u64) {
+    // SAFETY: DR6 affects nothing but what a debug handler reads.
+    unsafe { asm!("mov dr6, {}", in(reg) value & 0xffff_ffff, options(nomem, nostack, preserves_flags)) };
+}
+
 /// Writes CR4.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 
 use guest_abi::isthmus;
-use hypervisor::addr::{Mfn, Ticks};
+use hypervisor::addr::{Mfn, Order, Ticks};
 use hypervisor::backend::{CpuidResult, HostInterrupt, Machine, VcpuConfig, VcpuHw};
 use hypervisor::facts::HeapUsage;
 use hypervisor::p2m::Format;
@@ -12,13 +12,18 @@ use spin::Once;
 
 use super::apic::{self, vector};
 use super::boot::power;
-use super::{console, cpu, heap, lazy, percpu, svm};
+use super::{console, cpu, heap, lazy, percpu, svm, vmx};
 
 /// Which of the two ways this CPU runs guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backend {
     /// AMD-V.
     Svm,
+    /// VT-x.
+    Vmx {
+        /// The largest block that an EPT entry maps.
+        largest_leaf: Order,
+    },
 }
 
 static BACKEND: Once<Backend> = Once::new();
@@ -28,7 +33,19 @@ static BACKEND: Once<Backend> = Once::new();
 /// # Errors
 /// What is missing, for each way.
 pub(crate) fn enable_backend() -> Result<Backend, alloc::string::String> {
-    let features = svm::probe().map_err(|why| alloc::format!("{why}; a CPU with SVM and nested paging is needed"))?;
+    let no_vmx = match vmx::probe() {
+        Ok(caps) => {
+            vmx::enable(caps)?;
+            log::info!("VT-x: {:?}, {:?}, timer shift {:?}", caps.controls.proc2, caps.ept, caps.timer_shift);
+            return Ok(*BACKEND.call_once(|| Backend::Vmx { largest_leaf: caps.largest_leaf() }));
+        }
+        Err(why) => why,
+    };
+    let features = svm::probe().map_err(|no_svm| {
+        alloc::format!(
+            "{no_vmx}, and {no_svm}; one of them is needed, with EPT and unrestricted guest or nested paging"
+        )
+    })?;
     svm::enable(features)?;
     log::info!("SVM: {features:?}");
     Ok(*BACKEND.call_once(|| Backend::Svm))
@@ -39,6 +56,16 @@ impl Backend {
     pub(crate) const fn format(self) -> Format {
         match self {
             Self::Svm => Format::Npt,
+            Self::Vmx { .. } => Format::Ept,
+        }
+    }
+
+    /// The largest block that one entry of them maps.
+    pub(crate) fn largest_leaf(self) -> Order {
+        match self {
+            Self::Svm if cpu::has_gib_pages() => Order::GIB_1,
+            Self::Svm => Order::MIB_2,
+            Self::Vmx { largest_leaf } => largest_leaf,
         }
     }
 }
@@ -54,6 +81,7 @@ pub(crate) fn features() -> u64 {
     ];
     let backend = match BACKEND.get() {
         Some(Backend::Svm) => svm::features(),
+        Some(Backend::Vmx { .. }) => vmx::features(),
         None => 0,
     };
     common.iter().filter(|(present, _)| *present).fold(backend, |bits, (_, bit)| bits | bit)
@@ -79,12 +107,14 @@ impl Machine for Hw {
     fn new_vcpu(&self, config: &VcpuConfig) -> Option<Box<dyn VcpuHw>> {
         match BACKEND.get()? {
             Backend::Svm => Some(Box::new(svm::SvmVcpu::new(config)?)),
+            Backend::Vmx { .. } => Some(Box::new(vmx::VmxVcpu::new(config)?)),
         }
     }
 
     fn flush_p2m(&self, root: Mfn, _: u16) {
         match BACKEND.get() {
             Some(Backend::Svm) => svm::forget(root),
+            Some(Backend::Vmx { .. }) => vmx::flush(root),
             None => {}
         }
     }

@@ -24,3 +24,4 @@ pub(crate) mod percpu;
 pub(crate) mod rtc;
 pub(crate) mod svm;
 pub(crate) mod traps;
+pub(crate) mod vmx;

@@ -302,7 +302,6 @@ pub struct EptFeatures {
     pub pages_2m: bool,
     pub pages_1g: bool,
     pub execute_only: bool,
-    pub accessed_dirty: bool,
     pub invept_single: bool,
     pub invvpid_single: bool,
 }
@@ -323,7 +322,6 @@ impl EptFeatures {
             execute_only: has(0),
             pages_2m: has(16),
             pages_1g: has(17),
-            accessed_dirty: has(21),
             invept_single: has(25),
             invvpid_single: has(41),
         })
@@ -371,11 +369,23 @@ impl Capabilities {
         })
     }
 
-    /// The EPT pointer for a p2m root: write-back tables, four levels.
+    /// The EPT pointer for a p2m root: write-back tables, four levels. Accessed and dirty flags
+    /// stay off: nobody reads them, and with them the CPU's walk of a guest's page tables
+    /// counts as a write.
     #[must_use]
-    pub const fn ept_pointer(&self, root: crate::addr::Mfn) -> u64 {
-        let accessed_dirty = if self.ept.accessed_dirty { 1 << 6 } else { 0 };
-        root.base().raw() | accessed_dirty | 3 << 3 | 6
+    pub const fn ept_pointer(root: crate::addr::Mfn) -> u64 {
+        root.base().raw() | 3 << 3 | 6
+    }
+
+    /// The largest block that one EPT entry maps.
+    #[must_use]
+    pub const fn largest_leaf(&self) -> crate::addr::Order {
+        use crate::addr::Order;
+        match self.ept {
+            EptFeatures { pages_1g: true, pages_2m: true, .. } => Order::GIB_1,
+            EptFeatures { pages_2m: true, .. } => Order::MIB_2,
+            EptFeatures { .. } => Order::PAGE,
+        }
     }
 
     /// The preemption timer's start value so that it ends at `deadline` or a little later, at
@@ -526,7 +536,7 @@ pub(crate) mod tests {
         let caps = Capabilities::negotiate(&msrs).unwrap();
         assert_eq!(caps.controls.proc2.bits(), bare);
         assert_eq!(caps.timer_value(0, 1), None);
-        assert_eq!(caps.ept_pointer(Mfn::new(0x1234)), 0x0123_401e);
+        assert_eq!(caps.largest_leaf(), crate::addr::Order::PAGE);
     }
 
     #[test]
@@ -560,7 +570,6 @@ pub(crate) mod tests {
 
     #[test]
     fn the_ept_pointer_has_its_format() {
-        let caps = Capabilities::negotiate(&bochs(HASWELL)).unwrap();
-        assert_eq!(caps.ept_pointer(Mfn::new(0xabc)), 0x000a_bc00 << 4 | 0x5e);
+        assert_eq!(Capabilities::ept_pointer(Mfn::new(0xa_bc00)), 0xabc0_001e);
     }
 }

@@ -13,7 +13,7 @@
 use guest_abi::Gpa;
 use guest_abi::num::{low_u8, low_u16, low_u32};
 
-use super::control_regs::{CR0_MASK, guest_view};
+use super::control_regs::{CR0_MASK, EFER_LMA, guest_view};
 use super::event::{Event, EventKind};
 use super::fields::Field;
 use crate::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
@@ -152,6 +152,13 @@ impl ExitReason {
         self.0 & 1 << 31 != 0
     }
 
+    /// Whether an instruction caused the exit, so that the exit-instruction length is valid.
+    #[must_use]
+    pub const fn has_instruction_length(self) -> bool {
+        !self.is_entry_failure()
+            && matches!(self.basic(), 9..=13 | 15..=28 | 30..=32 | 36 | 39 | 40 | 50 | 51 | 53..=55 | 57..=59 | 61)
+    }
+
     /// The basic reason's name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -173,10 +180,6 @@ pub enum Decoded {
 pub enum Local {
     /// The guest can take an NMI.
     NmiWindow,
-    /// MOV to CR8.
-    WriteCr8(u64),
-    /// MOV from CR8 to the general register with this number.
-    ReadCr8(u8),
 }
 
 /// Decodes an exit. `read` executes VMREAD.
@@ -198,7 +201,7 @@ pub fn decode(reason: ExitReason, regs: &GuestRegs, read: impl Fn(Field) -> u64)
         reason::GETSEC | reason::RSM | reason::MWAIT | reason::MONITOR => Exit::Forbidden(Fault::InvalidOpcode),
         reason::VMCALL => Exit::Hypercall,
         reason::VMCLEAR..=reason::VMXON | reason::INVEPT | reason::INVVPID => Exit::Forbidden(Fault::InvalidOpcode),
-        reason::CONTROL_REGISTER => return control_register(regs, &read).unwrap_or(Decoded::Report(unexpected)),
+        reason::CONTROL_REGISTER => control_register(regs, &read).unwrap_or(unexpected),
         reason::IO => io(read(Field::EXIT_QUALIFICATION)),
         reason::RDMSR => Exit::Rdmsr,
         reason::WRMSR => Exit::Wrmsr,
@@ -227,58 +230,35 @@ fn exception_or_nmi(read: &impl Fn(Field) -> u64) -> Option<Exit> {
     })
 }
 
-fn control_register(regs: &GuestRegs, read: &impl Fn(Field) -> u64) -> Option<Decoded> {
+fn control_register(regs: &GuestRegs, read: &impl Fn(Field) -> u64) -> Option<Exit> {
     let qualification = read(Field::EXIT_QUALIFICATION);
     let register = low_u8(qualification & 15);
     let access = qualification >> 4 & 3;
     let number = low_u8(qualification >> 8 & 15);
     let cr0 = || guest_view(read(Field::GUEST_CR0), read(Field::CR0_SHADOW), CR0_MASK);
-    let write = |register, value| Some(Decoded::Report(Exit::ControlWrite { register, value }));
-    match (access, register) {
-        (0, 0) => write(ControlRegister::Cr0, general_register(regs, number, read)),
-        (0, 4) => write(ControlRegister::Cr4, general_register(regs, number, read)),
-        (0, 8) => Some(Decoded::Local(Local::WriteCr8(general_register(regs, number, read)))),
-        (1, 8) => Some(Decoded::Local(Local::ReadCr8(number))),
-        (2, _) => write(ControlRegister::Cr0, cr0() & !(1 << 3)),
-        (3, _) => {
-            // LMSW loads bits 3:0 and can set PE but not clear it.
-            let source = qualification >> 16 & 15;
-            write(ControlRegister::Cr0, cr0() & !0xe | source)
-        }
-        _ => None,
-    }
+    let operand = || general_register(regs, number, read);
+    let (register, value) = match (access, register) {
+        (0, 0) => (ControlRegister::Cr0, operand()),
+        (0, 4) => (ControlRegister::Cr4, operand()),
+        (0, 8) => (ControlRegister::Cr8, operand()),
+        (1, 8) => return Some(Exit::Cr8Read { into: Some(number) }),
+        (2, _) => (ControlRegister::Cr0, cr0() & !(1 << 3)),
+        // LMSW loads bits 3:0 and can set PE but not clear it.
+        (3, _) => (ControlRegister::Cr0, cr0() & !0xe | qualification >> 16 & 15),
+        _ => return None,
+    };
+    Some(Exit::ControlWrite { register, value: Some(value) })
 }
 
-/// A general register by the number that instructions use.
+/// The operand of a MOV to a control register; outside 64-bit code it has 32 bits.
 fn general_register(regs: &GuestRegs, number: u8, read: &impl Fn(Field) -> u64) -> u64 {
     let mut regs = *regs;
-    match general_register_mut(&mut regs, number) {
+    let value = match regs.by_number(number) {
         Some(register) => *register,
         None => read(Field::GUEST_RSP),
-    }
-}
-
-/// A general register by the number that instructions use, to be changed; `None` for RSP, which is
-/// in the VMCS.
-pub const fn general_register_mut(regs: &mut GuestRegs, number: u8) -> Option<&mut u64> {
-    Some(match number & 15 {
-        0 => &mut regs.rax,
-        1 => &mut regs.rcx,
-        2 => &mut regs.rdx,
-        3 => &mut regs.rbx,
-        4 => return None,
-        5 => &mut regs.rbp,
-        6 => &mut regs.rsi,
-        7 => &mut regs.rdi,
-        8 => &mut regs.r8,
-        9 => &mut regs.r9,
-        10 => &mut regs.r10,
-        11 => &mut regs.r11,
-        12 => &mut regs.r12,
-        13 => &mut regs.r13,
-        14 => &mut regs.r14,
-        _ => &mut regs.r15,
-    })
+    };
+    let is_long = read(Field::GUEST_EFER) & EFER_LMA != 0 && read(Field::GUEST_CS_RIGHTS) & 1 << 13 != 0;
+    if is_long { value } else { value & 0xffff_ffff }
 }
 
 const fn io(qualification: u64) -> Exit {
@@ -332,7 +312,6 @@ pub const fn instruction_error(number: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::SegmentName;
 
     /// A VMCS of the listed fields; everything else reads as 0.
     fn vmcs<'a>(fields: &'a [(Field, u64)]) -> impl Fn(Field) -> u64 + 'a {
@@ -394,6 +373,13 @@ mod tests {
     }
 
     #[test]
+    fn only_instructions_have_a_length() {
+        let has = |number: u32| ExitReason(number).has_instruction_length();
+        assert!([10, 12, 18, 28, 30, 31, 32, 54, 55].into_iter().all(has));
+        assert!(![0, 1, 2, 7, 8, 48, 49, 52, 33 | 1 << 31, 18 | 1 << 31, u32::MAX].into_iter().any(has));
+    }
+
+    #[test]
     fn a_failed_entry_is_no_exit() {
         for basic in [33, 34, 41] {
             let raw = basic | 1 << 31;
@@ -444,29 +430,34 @@ mod tests {
             let fields = [
                 (Field::EXIT_QUALIFICATION, qualification),
                 (Field::GUEST_CR0, 0x8000_0039),
-                (Field::CR0_SHADOW, 0x6000_0000),
+                (Field::CR0_SHADOW, 0x6000_0020),
                 (Field::GUEST_RSP, 0x7777),
             ];
             decode(ExitReason(28), &regs, vmcs(&fields))
         };
-        let write = |register, value| Decoded::Report(Exit::ControlWrite { register, value });
+        let write = |register, value| Decoded::Report(Exit::ControlWrite { register, value: Some(value) });
         assert_eq!(run(0x300), write(ControlRegister::Cr0, 0x8000_0011));
         assert_eq!(run(0xf04), write(ControlRegister::Cr4, 0x20));
         assert_eq!(run(0x404), write(ControlRegister::Cr4, 0x7777));
-        assert_eq!(run(0x20), write(ControlRegister::Cr0, 0xe000_0011), "CLTS");
-        assert_eq!(run(0x30 | 0x6 << 16), write(ControlRegister::Cr0, 0xe000_0017), "LMSW keeps PE");
-        assert_eq!(run(0xf08), Decoded::Local(Local::WriteCr8(0x20)));
-        assert_eq!(run(0x118), Decoded::Local(Local::ReadCr8(1)));
+        assert_eq!(run(0x20), write(ControlRegister::Cr0, 0xe000_0031), "CLTS");
+        assert_eq!(run(0x30 | 0x6 << 16), write(ControlRegister::Cr0, 0xe000_0037), "LMSW keeps PE");
+        assert_eq!(run(0xf08), write(ControlRegister::Cr8, 0x20));
+        assert_eq!(run(0x118), Decoded::Report(Exit::Cr8Read { into: Some(1) }));
         assert!(matches!(run(0x013), Decoded::Report(Exit::Unexpected { .. })), "reads of CR3 do not exit");
     }
 
     #[test]
-    fn register_numbers_are_the_instructions() {
-        let mut regs = GuestRegs { rcx: 1, rsi: 6, rdi: 7, r8: 8, ..GuestRegs::default() };
-        assert_eq!(general_register_mut(&mut regs, 1).copied(), Some(1));
-        assert_eq!(general_register_mut(&mut regs, 6).copied(), Some(6));
-        assert_eq!(general_register_mut(&mut regs, 8).copied(), Some(8));
-        assert_eq!(general_register_mut(&mut regs, 4), None);
-        assert_eq!(SegmentName::Tr as u32, 7, "segment fields are numbered by this order");
+    fn only_64_bit_code_writes_more_than_32_bits() {
+        let regs = GuestRegs { rax: 0xdead_0000_0000_0011, ..GuestRegs::default() };
+        let run = |efer, rights| {
+            let fields = [(Field::GUEST_EFER, efer), (Field::GUEST_CS_RIGHTS, rights)];
+            match decode(ExitReason(28), &regs, vmcs(&fields)) {
+                Decoded::Report(Exit::ControlWrite { value, .. }) => value,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(run(0x500, 0xa09b), Some(0xdead_0000_0000_0011));
+        assert_eq!(run(0x500, 0xc09b), Some(0x11));
+        assert_eq!(run(0, 0xa09b), Some(0x11));
     }
 }

@@ -42,6 +42,14 @@ impl Field {
     }
 }
 
+impl Field {
+    /// Whether the field is in the guest-state area.
+    #[must_use]
+    pub const fn is_guest_state(self) -> bool {
+        self.0 >> 10 & 3 == 2
+    }
+}
+
 macro_rules! fields {
     ($($name:ident = $number:literal;)*) => {
         #[expect(missing_docs, reason = "the names are the manual's")]
