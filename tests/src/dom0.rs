@@ -63,6 +63,8 @@ pub enum Output {
     Exactly(&'static str),
     /// All of these texts, somewhere.
     With(&'static [&'static str]),
+    /// The SHA-256, in hexadecimal, of so many bytes that it sent to TCP port `$SINK` of the host.
+    ChecksumOfSent(usize),
 }
 
 impl Session {
@@ -101,23 +103,86 @@ pub const fn ends(name: &'static str, text: &'static str, status: u8) -> Command
 }
 
 /// All sessions.
-pub const SESSIONS: &[Session] = &[Session::new("dom0", SVM, BASICS)];
+pub const SESSIONS: &[Session] = &[
+    Session { disk_mib: 100, ..Session::new("dom0", SVM, BASICS) },
+    Session { kernel: "6.12", disk_mib: 100, ..Session::new("dom0-6.12", SVM, OTHER_KERNEL) },
+    Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
+];
 
-/// That dom0 is one, that its kernel is Debian's own, and that a command's output and status arrive as they are.
+/// That dom0 is one, that its kernel is Debian's own, that a command's output and status arrive as they are, and that
+/// interrupts, clock, disk and network work.
 const BASICS: &[Command] = &[
     prints("kernel", "uname -r", Output::With(&["6.1.0-", "-amd64\n"])),
-    prints("is-a-xen-domain", "cat /sys/hypervisor/type", Output::Exactly("xen\n")),
+    IS_A_XEN_DOMAIN,
     prints("is-the-control-domain", "cat /proc/xen/capabilities", Output::Exactly("control_d\n")),
     prints("kernel-arguments", "cat /proc/cmdline", Output::With(&["console=hvc0"])),
     prints("output-is-exact", r"printf 'a\0b\r\n\377' | od -An -tx1", Output::Exactly(" 61 00 62 0d 0a ff\n")),
     ends("status-is-the-commands", "exit 7", 7),
     ends("status-of-a-signal", "kill -9 $$", 137),
+    TIMER_IS_AN_EVENT,
     prints(
-        "timer-events-count",
-        "a=$(grep -c . /proc/interrupts); sleep 1; test \"$a\" -gt 3 && echo ok",
-        Output::Exactly("ok\n"),
+        "clock-source",
+        "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+        Output::Exactly("tsc\n"),
     ),
+    prints("disk-uses-msi", "grep ahci /proc/interrupts", Output::With(&["PCI-MSI"])),
+    DISK_KEEPS_64_MIB,
+    prints("network-card-uses-msi", "grep eth0-rx /proc/interrupts", Output::With(&["PCI-MSI"])),
+    HAS_AN_ADDRESS,
+    SENDS_16_MIB,
+    prints("foreign-pages-have-their-hole", "cat /proc/iomem", Output::With(&["Xen scratch"])),
 ];
+
+/// What may differ with the kernel.
+const OTHER_KERNEL: &[Command] = &[
+    prints("kernel", "uname -r", Output::With(&["6.12.", "-amd64\n"])),
+    IS_A_XEN_DOMAIN,
+    TIMER_IS_AN_EVENT,
+    DISK_KEEPS_64_MIB,
+    HAS_AN_ADDRESS,
+    SENDS_16_MIB,
+];
+
+/// That the boot modules and their strings arrive by multiboot2 as well.
+const BY_GRUB: &[Command] =
+    &[IS_A_XEN_DOMAIN, prints("kernel-arguments", "cat /proc/cmdline", Output::With(&["console=hvc0"]))];
+
+const IS_A_XEN_DOMAIN: Command = prints("is-a-xen-domain", "cat /sys/hypervisor/type", Output::Exactly("xen\n"));
+
+const TIMER_IS_AN_EVENT: Command = prints(
+    "timer-is-an-event",
+    "count() { awk '/timer0/ { print $2 }' /proc/interrupts; }
+     before=$(count); sleep 1; test $(($(count) - before)) -gt 3 && grep timer0 /proc/interrupts",
+    Output::With(&["xen-percpu"]),
+);
+
+/// Four blocks of random bytes are written, dropped from memory and compared.
+const DISK_KEEPS_64_MIB: Command = Command {
+    limit_seconds: 120,
+    ..prints(
+        "disk-keeps-64-mib",
+        "head -c 16777216 /dev/urandom >/tmp/block
+         for i in 0 1 2 3; do dd if=/tmp/block of=/dev/sda bs=1M seek=$((i * 16)) conv=fsync,notrunc 2>/dev/null; done
+         echo 3 >/proc/sys/vm/drop_caches
+         for i in 0 1 2 3; do dd if=/dev/sda bs=1M skip=$((i * 16)) count=16 2>/dev/null | cmp - /tmp/block && echo same; done",
+        Output::Exactly("same\nsame\nsame\nsame\n"),
+    )
+};
+
+const HAS_AN_ADDRESS: Command = prints(
+    "gets-an-address",
+    "for i in $(seq 50); do ip -4 address show eth0 | grep inet && exit; sleep 1; done",
+    Output::With(&["inet 10.0.2.15"]),
+);
+
+const SENDS_16_MIB: Command = Command {
+    limit_seconds: 120,
+    ..prints(
+        "sends-16-mib",
+        "head -c 16777216 /dev/urandom >/tmp/sent; sha256sum </tmp/sent | cut -d ' ' -f 1; nc 10.0.2.2 $SINK </tmp/sent",
+        Output::ChecksumOfSent(16 << 20),
+    )
+};
 
 #[cfg(test)]
 mod tests {

@@ -78,9 +78,18 @@ pub fn judge(check: &Check, log: &str, ended: Ended) -> Verdict {
     }
 }
 
-/// Judges a command of dom0's shell by its status and its standard output.
+/// What arrived at the harness' own TCP port while a command ran.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrived {
+    /// How many bytes.
+    pub bytes: usize,
+    /// Their SHA-256 in hexadecimal.
+    pub checksum: String,
+}
+
+/// Judges a command of dom0's shell by its status, its standard output, and what it sent.
 #[must_use]
-pub fn judge_command(command: &Command, status: u8, output: &[u8]) -> Verdict {
+pub fn judge_command(command: &Command, status: u8, output: &[u8], arrived: Option<&Arrived>) -> Verdict {
     if status != command.status {
         return Verdict::Fail(format!("status {status}, {} was expected", command.status));
     }
@@ -92,6 +101,11 @@ pub fn judge_command(command: &Command, status: u8, output: &[u8]) -> Verdict {
         Output::With(texts) => match texts.iter().find(|expected| !text.contains(**expected)) {
             Some(missing) => Verdict::Fail(format!("the output lacks {missing:?}")),
             None => Verdict::Pass(0),
+        },
+        Output::ChecksumOfSent(bytes) => match arrived {
+            Some(arrived) if arrived.bytes == bytes && text.trim() == arrived.checksum => Verdict::Pass(0),
+            Some(arrived) => Verdict::Fail(format!("of {bytes} bytes with {} arrived {arrived:?}", text.trim())),
+            None => Verdict::Fail("nothing arrived".to_owned()),
         },
         Output::Exactly(_) | Output::Any => Verdict::Pass(0),
     }
@@ -170,13 +184,19 @@ mod tests {
     #[test]
     fn a_command_is_judged_by_status_and_output() {
         let exact = prints("x", "echo", Output::Exactly("\n"));
-        assert_eq!(judge_command(&exact, 0, b"\n"), Verdict::Pass(0));
-        assert!(fails(&judge_command(&exact, 0, b"\n\n")));
-        assert!(fails(&judge_command(&exact, 1, b"\n")));
+        assert_eq!(judge_command(&exact, 0, b"\n", None), Verdict::Pass(0));
+        assert!(fails(&judge_command(&exact, 0, b"\n\n", None)));
+        assert!(fails(&judge_command(&exact, 1, b"\n", None)));
         let with = prints("x", "dmesg", Output::With(&["a", "c"]));
-        assert_eq!(judge_command(&with, 0, b"abc"), Verdict::Pass(0));
-        assert!(fails(&judge_command(&with, 0, b"ab")));
-        assert_eq!(judge_command(&ends("x", "exit 7", 7), 7, b"?"), Verdict::Pass(0));
+        assert_eq!(judge_command(&with, 0, b"abc", None), Verdict::Pass(0));
+        assert!(fails(&judge_command(&with, 0, b"ab", None)));
+        let sent = prints("x", "nc", Output::ChecksumOfSent(3));
+        let arrived = |bytes| Arrived { bytes, checksum: "00ff".to_owned() };
+        assert_eq!(judge_command(&sent, 0, b"00ff\n", Some(&arrived(3))), Verdict::Pass(0));
+        assert!(fails(&judge_command(&sent, 0, b"00ff\n", Some(&arrived(2)))));
+        assert!(fails(&judge_command(&sent, 0, b"00fe\n", Some(&arrived(3)))));
+        assert!(fails(&judge_command(&sent, 0, b"00ff\n", None)));
+        assert_eq!(judge_command(&ends("x", "exit 7", 7), 7, b"?", None), Verdict::Pass(0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! anew for each run, since overlays and our own program may have changed; what it is made of is kept.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -15,6 +16,8 @@ use crate::{compile, initramfs, report, workspace};
 
 /// What dom0's kernel is always told; the user's arguments follow.
 const KERNEL_ARGUMENTS: &str = "console=hvc0";
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// What is asked for; the default is all Debian's.
 #[derive(Clone, Debug, Default, Args)]
@@ -41,6 +44,8 @@ pub(crate) struct Wanted {
 
 /// dom0's boot modules, from what the user asked for or else from Debian's packages.
 pub(crate) fn modules(wanted: &Wanted, dir: &Path) -> Result<Vec<Module>> {
+    // Packages are downloaded and unpacked in one place, for all runs of this process.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = Kernel::get(wanted)?;
     let initrd = match &wanted.initrd {
         Some(file) => file.clone(),

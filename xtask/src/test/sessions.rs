@@ -5,15 +5,18 @@
 //! the next one is tried; once the machine has ended, the rest fail.
 
 use std::fs::{self, File};
-use std::net::TcpStream;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use isthmus_tests::dom0::{Command, SESSIONS};
-use isthmus_tests::verdict::{self, Verdict};
+use isthmus_tests::verdict::{self, Arrived, Verdict};
 use isthmus_tests::{Backend, Tier};
+use sha2::{Digest, Sha256};
 
 use super::boots::{self, emulator_of};
 use super::{Judged, Unit, log_file};
@@ -87,6 +90,7 @@ impl Session {
 
     /// Runs the commands one after the other.
     fn talk(&self, channel: &mut Channel<TcpStream>, logs: &Path) -> Result<Vec<Judged>> {
+        let sink = Sink::open()?;
         let mut judged = Vec::new();
         let mut ended = false;
         for command in &self.commands {
@@ -95,11 +99,14 @@ impl Session {
             let start = Instant::now();
             let deadline = start + Duration::from_secs(command.limit_seconds);
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let result =
-                if ended { Err(Failure::Ended) } else { channel.run(command.text, &mut out, &mut err, deadline) };
+            let result = if ended {
+                Err(Failure::Ended)
+            } else {
+                channel.run(&sink.name_to(command.text), &mut out, &mut err, deadline)
+            };
             fs::write(&log, [out.as_slice(), b"\n", err.as_slice()].concat()).context("writing a log")?;
             let verdict = match result {
-                Ok(status) => verdict::judge_command(command, status, &out),
+                Ok(status) => verdict::judge_command(command, status, &out, sink.arrived().as_ref()),
                 Err(failure) => {
                     ended |= matches!(failure, Failure::Ended) || channel.reconnect(deadline + RECONNECT).is_err();
                     Verdict::Fail(failure.to_string())
@@ -108,6 +115,53 @@ impl Session {
             judged.push(Judged { name, verdict, took: start.elapsed(), log });
         }
         Ok(judged)
+    }
+}
+
+/// A TCP port of the host's that takes what dom0 sends.
+struct Sink {
+    port: u16,
+    arrivals: mpsc::Receiver<Arrived>,
+}
+
+impl Sink {
+    fn open() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening a port for dom0")?;
+        let port = listener.local_addr()?.port();
+        let (sender, arrivals) = mpsc::channel();
+        // It ends with xtask, or when what arrives is of no use any more.
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                // The connection is closed after its result is there for whoever hears of the close.
+                if read_all(&stream).is_ok_and(|arrived| sender.send(arrived).is_err()) {
+                    return;
+                }
+            }
+        });
+        Ok(Self { port, arrivals })
+    }
+
+    /// The command with the port in a variable.
+    fn name_to(&self, command: &str) -> String {
+        format!("SINK={}\n{command}", self.port)
+    }
+
+    /// What arrived last.
+    fn arrived(&self) -> Option<Arrived> {
+        self.arrivals.try_iter().last()
+    }
+}
+
+fn read_all(mut stream: &TcpStream) -> std::io::Result<Arrived> {
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 64 << 10]);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        if count == 0 {
+            let checksum = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            return Ok(Arrived { bytes, checksum });
+        }
+        bytes += count;
+        hash.update(&buffer[..count]);
     }
 }
 
