@@ -9,6 +9,7 @@ use guest_abi::num::low_u32;
 use crate::addr::Order;
 use crate::backend::Machine;
 use crate::boot::cmdline::OnPanic;
+use crate::debug::DebugConsole;
 use crate::domain::{Domain, DomainTable, ShutdownReason};
 use crate::emul::lapic::{Effect, IpiKind, Trigger};
 use crate::emul::lapic_timer::TimerClock;
@@ -57,6 +58,8 @@ pub struct Hypervisor {
     pub phys_bits: u8,
     /// Whether COM1 is the hypervisor's console.
     pub keeps_com1: bool,
+    /// The debug keys.
+    pub debug: DebugConsole,
     /// What the boot found, for reports.
     pub facts: HostFacts,
 }
@@ -135,8 +138,9 @@ impl Hypervisor {
         }
     }
 
-    /// The console has input: it is for dom0, which is told by its VIRQ.
+    /// The console has input: it is for dom0, which is told by its VIRQ, or a debug key.
     pub(crate) fn console_input(&self) {
+        let dom0 = self.domains.get(DomId::DOM0);
         let mut buffer = [0; 64];
         loop {
             let len = self.machine.console_read(&mut buffer);
@@ -144,19 +148,22 @@ impl Hypervisor {
                 break;
             }
             for byte in &buffer[..len] {
-                self.input.push(*byte);
+                self.debug.feed(*byte, dom0.is_some(), self.machine, |byte| self.input.push(byte));
             }
         }
-        if let Some(dom0) = self.domains.get(DomId::DOM0) {
+        self.debug.request(self.attention);
+        if let Some(dom0) = dom0 {
             dom0.events.raise_virq(VIRQ_CONSOLE, guest_abi::VcpuId::new(0), &**dom0);
         }
     }
 
-    /// Between two slices: ends the machine when the domain it was started for has ended.
+    /// Between two slices: serves debug keys, and ends the machine when the domain it was started
+    /// for has ended.
     pub(crate) fn after_slice(&self) {
+        self.debug.serve(self);
         let Some((_, first)) = self.domains.iter().next() else { return };
         let Some(reason) = first.shutdown_reason() else { return };
-        self.log_counters(first);
+        crate::debug::print_counters(self.machine, first);
         match reason {
             ShutdownReason::Reboot if first.id == DomId::DOM0 => self.machine.reset(),
             ShutdownReason::Crash | ShutdownReason::Watchdog if first.id == DomId::DOM0 => self.dom0_crashed(),
@@ -172,25 +179,6 @@ impl Hypervisor {
                 self.machine.power_off(u8::MAX)
             }
             OnPanic::Exit => self.machine.power_off(ShutdownReason::Crash as u8),
-        }
-    }
-
-    /// Prints what a domain has cost.
-    pub fn log_counters(&self, domain: &Domain) {
-        for vcpu in &domain.vcpus {
-            let (exits, ticks) = vcpu.counters.totals();
-            log::info!("{} {}: {exits} exits, {ticks} ticks in the hypervisor", domain.id, vcpu.id);
-            for (i, name) in crate::counters::REASON_NAMES.iter().enumerate() {
-                let (exits, ticks) = (vcpu.counters.exits[i].get(), vcpu.counters.ticks[i].get());
-                if exits != 0 {
-                    log::info!("  {name:<14} {exits:>9} exits {ticks:>12} ticks");
-                }
-            }
-            for (number, counter) in vcpu.counters.hypercalls.iter().enumerate() {
-                if counter.get() != 0 {
-                    log::info!("  hypercall {number:<4} {:>9}", counter.get());
-                }
-            }
         }
     }
 }

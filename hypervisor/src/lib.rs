@@ -15,6 +15,7 @@ pub mod addr;
 pub mod backend;
 pub mod boot;
 pub mod counters;
+pub mod debug;
 pub mod domain;
 pub mod emul;
 pub mod evtchn;

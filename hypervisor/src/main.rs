@@ -24,6 +24,7 @@ use hypervisor::boot::host_map::{FirmwareEntry, HostMap, Kind};
 use hypervisor::boot::machine_map::{self, Dom0Request, Input, MachineMap};
 use hypervisor::boot::module::{self, Dom0Modules, Roster};
 use hypervisor::boot::span::{Span, Spans};
+use hypervisor::debug::DebugConsole;
 use hypervisor::domain::DomainTable;
 use hypervisor::domain::build::{self, Images};
 use hypervisor::emul::ioapic::{IoapicInfo, Ioapics};
@@ -92,6 +93,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         largest_leaf: backend.largest_leaf(),
         phys_bits: cpu::phys_bits(),
         keeps_com1: options.console == Console::Com1,
+        debug: DebugConsole::new(options.debug),
         facts: facts(khz, &host, &acpi, &map),
     }));
     build_domains(hv, &options, &acpi, &map, &roster)?;
@@ -213,8 +215,9 @@ fn build_domains(
     roster: &Roster<'_>,
 ) -> Result<(), String> {
     let bytes = |module: usize| memory::bytes(map.modules[module]);
+    let ioapics = take_over_ioapics(hv, acpi);
     if let Some(dom0) = &roster.dom0 {
-        build_dom0(hv, options, acpi, map, dom0, &bytes).map_err(|why| alloc::format!("dom0: {why}"))?;
+        build_dom0(hv, options, acpi, map, dom0, &bytes, ioapics).map_err(|why| alloc::format!("dom0: {why}"))?;
     }
     for (i, guest) in (1_u16..).zip(&roster.guests) {
         let images =
@@ -233,6 +236,7 @@ fn build_dom0(
     map: &MachineMap,
     modules: &Dom0Modules<'_>,
     bytes: &dyn Fn(usize) -> &'static [u8],
+    ioapics: Ioapics,
 ) -> Result<(), String> {
     let layout = map.dom0.as_ref().ok_or("no memory was laid out for it")?;
     if options.dom0_vcpus.is_some_and(|count| count > 1) {
@@ -247,7 +251,7 @@ fn build_dom0(
     log::info!("dom0's command line: {cmdline}");
     let images = Images { kernel: bytes(modules.kernel), initrd: modules.initrd.map(bytes), cmdline: &cmdline };
     let domain = build::dom0(hv, layout, 1, &tables, images).map_err(|error| error.to_string())?;
-    domain.ioapics.call_once(|| take_over_ioapics(hv, acpi));
+    domain.ioapics.call_once(|| ioapics);
     log_identity(&tables);
     hv.domains.insert(domain);
     Ok(())

@@ -74,6 +74,8 @@ pub struct Options {
     pub tsc: TscPolicy,
     /// `exit=`.
     pub exit: ExitDevice,
+    /// `debug=on`: the debug key that panics does so.
+    pub debug: bool,
     /// `cpu_khz=`: the TSC's frequency, measured at boot when absent.
     pub cpu_khz: Option<u32>,
 }
@@ -89,6 +91,7 @@ impl Default for Options {
             panic: OnPanic::Reboot,
             tsc: TscPolicy::Auto,
             exit: ExitDevice::Acpi,
+            debug: false,
             cpu_khz: None,
         }
     }
@@ -170,6 +173,7 @@ impl Options {
                 let devices = [ExitDevice::Qemu, ExitDevice::Bochs, ExitDevice::Acpi];
                 self.exit = one_of(value, "qemu, bochs, acpi", &devices)?;
             }
+            "debug" => self.debug = one_of(value, "on, off", &[true, false])?,
             _ => return Err(Fault::Unknown),
         }
         Ok(())
@@ -217,7 +221,7 @@ mod tests {
     #[test]
     fn every_documented_word_takes_effect() {
         let line = "dom0_mem=768 dom0_vcpus=2 dom0_scratch=1G console=none loglvl=trace panic=exit tsc=stable \
-                    exit=bochs cpu_khz=1000000";
+                    exit=bochs debug=on cpu_khz=1000000";
         let (options, complaints) = parse(line);
         assert_eq!(complaints, vec![]);
         let expected = Options {
@@ -229,6 +233,7 @@ mod tests {
             panic: OnPanic::Exit,
             tsc: TscPolicy::Stable,
             exit: ExitDevice::Bochs,
+            debug: true,
             cpu_khz: Some(1_000_000),
         };
         assert_eq!(options, expected);

@@ -13,11 +13,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Options, ShowTail};
+use super::{Options, ShowTail, terminal};
 use crate::bundle::Module;
 use crate::console::{self, End, Log, Until};
 use crate::emulator::Running;
-use crate::kernel;
+use crate::{kernel, report};
 
 /// Memory of a guest that does not say how much it wants.
 const DEFAULT_MEMORY_MIB: u32 = 64;
@@ -119,13 +119,21 @@ pub(super) fn modules(options: &Options, dir: &Path) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// Copies the log to standard output until the machine ends. Returns the exit status of `xtask run`.
+/// Copies the log to standard output until the machine ends. Keys typed on a terminal are the hypervisor's debug keys;
+/// input that is no terminal stays whose it is. Returns the exit status of `xtask run`.
 pub(super) fn run(running: &mut Running, log: Log, deadline: Option<Instant>, hypervisor: &Path) -> Result<u8> {
     let log = Mutex::new(log);
+    let raw = terminal::Raw::enter()?;
+    let keys = raw.is_terminal().then(|| running.com1.try_clone()).transpose()?;
+    let stop = keys.map(|com1| {
+        report::step("h lists the hypervisor's debug keys; Ctrl-] ends the machine");
+        terminal::forward(com1)
+    });
     let mut stdout = std::io::stdout().lock();
-    let end = console::watch(running, &log, Until { deadline, stop: None }, |bytes| {
+    let end = console::watch(running, &log, Until { deadline, stop: stop.as_deref() }, |bytes| {
         stdout.write_all(bytes).and_then(|()| stdout.flush()).context("writing to standard output")
     })?;
+    drop(raw);
     super::explain(end, &console::lock(&log), running, hypervisor, ShowTail::No);
     Ok(exit_code(end))
 }
