@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use hypervisor::addr::Ticks;
 
-use super::{cpu, layout};
+use super::{clock, cpu, layout};
 
 /// The hypervisor's own vectors. Below them lie dom0's (0x20 to 0xeb).
 pub(crate) mod vector {
@@ -109,16 +109,14 @@ pub(crate) fn init() {
     }
 }
 
-/// Counts the timer against the TSC for 2^20 ticks.
+/// Counts the timer against the TSC for at least 2^20 ticks.
 fn measure_timer() {
     write(reg::TIMER_INITIAL, u32::MAX);
-    let (begin, count) = (cpu::rdtsc().raw(), read(reg::TIMER_CURRENT));
-    let mut now = begin;
-    while now.wrapping_sub(begin) < 1 << 20 {
-        now = cpu::rdtsc().raw();
-    }
-    let counts = u64::from(count.wrapping_sub(read(reg::TIMER_CURRENT)));
-    let rate = (counts << 20) / now.wrapping_sub(begin);
+    let (begin, first) = clock::sample(|| read(reg::TIMER_CURRENT));
+    while cpu::rdtsc().raw().wrapping_sub(begin) < 1 << 20 {}
+    let (end, last) = clock::sample(|| read(reg::TIMER_CURRENT));
+    let counts = u64::from(first.wrapping_sub(last));
+    let rate = (counts << 20) / end.wrapping_sub(begin);
     COUNTS_PER_MEBITICK.store(rate.max(1), Ordering::Relaxed);
     write(reg::TIMER_INITIAL, 0);
 }

@@ -15,8 +15,14 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_COUNTER_2: u16 = 0x42;
 const PIT_COMMAND: u16 = 0x43;
 const GATE: u16 = 0x61;
+/// Bit of [`GATE`]: channel 2 has counted to its end.
+const PIT_OUTPUT: u8 = 0x20;
 /// 10 ms: long enough for 0.1 %, short enough for every boot.
-const MEASURE_COUNTS: u16 = 11_932;
+const MEASURE_COUNTS: u32 = 11_932;
+/// Readings until a PIT that does not count is given up.
+const MEASURE_ROUNDS: u32 = 2_000_000;
+const MEASURE_ATTEMPTS: u32 = 10;
+const SAMPLE_READINGS: u32 = 8;
 
 /// Notes when the hypervisor started.
 pub(crate) fn start() {
@@ -46,28 +52,56 @@ pub(crate) fn boot_tsc() -> u64 {
     BOOT_TSC.load(Ordering::Relaxed)
 }
 
+/// Ticks against counts of the PIT's channel 2. A measurement that was held up for longer than the
+/// counter runs (an emulator that got no CPU) is made again.
 fn measure() -> Option<u64> {
-    let [low, high] = MEASURE_COUNTS.to_le_bytes();
-    // SAFETY: for all port accesses of this function: the PIT and the speaker gate start no DMA and
-    // no guest runs yet that could use them.
+    // SAFETY: for all port accesses below: the PIT and the speaker gate start no DMA and no guest
+    // runs yet that could use them.
     let gate = unsafe { cpu::inb(GATE) };
-    // Gate on, speaker off; channel 2, both bytes, mode 0: the output rises when the count ends.
-    let setup = [(GATE, gate & !0x02 | 0x01), (PIT_COMMAND, 0xb0), (PIT_COUNTER_2, low), (PIT_COUNTER_2, high)];
-    for (port, value) in setup {
+    for _ in 0..MEASURE_ATTEMPTS {
+        // Gate on, speaker off; channel 2, both bytes, mode 0: it counts down from the top once.
+        let setup = [(GATE, gate & !0x02 | 0x01), (PIT_COMMAND, 0xb0), (PIT_COUNTER_2, 0xff), (PIT_COUNTER_2, 0xff)];
+        for (port, value) in setup {
+            // SAFETY: as above.
+            unsafe { cpu::outb(port, value) };
+        }
+        let (begin, first) = sample(pit_count);
+        // A machine without a PIT reads all ones for ever.
+        (0..MEASURE_ROUNDS).find(|_| first.wrapping_sub(pit_count()) & 0xffff >= MEASURE_COUNTS)?;
+        let (end, last) = sample(pit_count);
         // SAFETY: as above.
-        unsafe { cpu::outb(port, value) };
-    }
-    let begin = cpu::rdtsc().raw();
-    // A machine without a PIT reads all ones at once or never; both are refused.
-    for round in 0_u64..50_000_000 {
-        // SAFETY: as above.
-        if unsafe { cpu::inb(GATE) } & 0x20 != 0 {
-            if round < 2 {
-                return None;
-            }
-            let ticks = cpu::rdtsc().raw().wrapping_sub(begin);
-            return Some(ticks * PIT_HZ / u64::from(MEASURE_COUNTS) / 1000);
+        let has_ended = unsafe { cpu::inb(GATE) } & PIT_OUTPUT != 0;
+        let counts = u64::from(first.wrapping_sub(last) & 0xffff);
+        if !has_ended && counts != 0 {
+            return Some(end.wrapping_sub(begin) * PIT_HZ / counts / 1000);
         }
     }
     None
+}
+
+/// The latched count of channel 2.
+fn pit_count() -> u32 {
+    // SAFETY: for all three: as in `measure`, the only caller.
+    unsafe { cpu::outb(PIT_COMMAND, 0x80) };
+    // SAFETY: as above.
+    let low = unsafe { cpu::inb(PIT_COUNTER_2) };
+    // SAFETY: as above.
+    let high = unsafe { cpu::inb(PIT_COUNTER_2) };
+    u32::from(u16::from_le_bytes([low, high]))
+}
+
+/// Reads a counter and the TSC as nearly at one moment as can be: of a few readings the one that
+/// took the least time, so that being held up between the two (by SMM, or by an emulator's host)
+/// does not count.
+pub(crate) fn sample(mut read: impl FnMut() -> u32) -> (u64, u32) {
+    let mut best = (u64::MAX, 0, 0);
+    for _ in 0..SAMPLE_READINGS {
+        let before = cpu::rdtsc().raw();
+        let value = read();
+        let took = cpu::rdtsc().raw().wrapping_sub(before);
+        if took < best.0 {
+            best = (took, before.wrapping_add(took / 2), value);
+        }
+    }
+    (best.1, best.2)
 }
