@@ -34,6 +34,8 @@ pub mod pcpu;
 pub mod policy;
 pub mod progress;
 pub mod sched;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod vcpu;
 pub mod vmx;

@@ -115,14 +115,14 @@ macro_rules! from_error {
 from_error!(ElfError => Kernel, LoadError => Load, AcpiError => Tables, evtchn::Error => Events, FrameError => Frames, P2mError => P2m);
 
 /// A domain without memory.
-struct Blueprint {
-    id: DomId,
-    name: String,
-    privileges: Privileges,
-    nr_vcpus: u32,
-    max_ram_frames: u64,
-    e820: Vec<Entry>,
-    tsc_offset: u64,
+pub(crate) struct Blueprint {
+    pub(crate) id: DomId,
+    pub(crate) name: String,
+    pub(crate) privileges: Privileges,
+    pub(crate) nr_vcpus: u32,
+    pub(crate) max_ram_frames: u64,
+    pub(crate) e820: Vec<Entry>,
+    pub(crate) tsc_offset: u64,
 }
 
 /// What a domain is loaded from.
@@ -217,7 +217,7 @@ fn mfns(span: Span) -> core::ops::Range<Mfn> {
     Mfn::new(span.start() / PAGE_SIZE as u64)..Mfn::new(span.end() / PAGE_SIZE as u64)
 }
 
-fn create(hv: &'static Hypervisor, plan: Blueprint) -> Result<Arc<Domain>, BuildError> {
+pub(crate) fn create(hv: &'static Hypervisor, plan: Blueprint) -> Result<Arc<Domain>, BuildError> {
     const MAX_VCPUS: u32 = 32;
     if plan.nr_vcpus == 0 || plan.nr_vcpus > MAX_VCPUS {
         return Err(BuildError::TooManyVcpus(plan.nr_vcpus));
@@ -322,6 +322,9 @@ fn add_tables(hv: &Hypervisor, domain: &Domain) -> Result<u64, BuildError> {
 /// A console ring that the hypervisor itself drains into its log, for a guest that has no backend.
 fn add_log_ring(domain: &Domain) -> Result<(), BuildError> {
     let mfn = domain.p2m.lock().populate(GUEST_CONSOLE.gfn(), Order::PAGE, crate::p2m::Backing::Free(Fill::Zeroed))?;
+    // The hypervisor reads and writes the frame whatever the guest has done with its page since, so it
+    // stays the guest's for good: the reference is never put.
+    core::mem::forget(domain.p2m_view.frames().get(mfn, domain.id)?);
     let port = domain.events.alloc_unbound(DomId::XEN)?;
     domain.set_param(hvm::HVM_PARAM_CONSOLE_PFN, GUEST_CONSOLE.gfn().raw());
     domain.set_param(hvm::HVM_PARAM_CONSOLE_EVTCHN, u64::from(port.raw()));
@@ -402,3 +405,6 @@ fn zero_phys(hv: &Hypervisor, domain: &Domain, span: Span) {
         hv.mem.write(mfn, offset, &ZEROES[..part]);
     });
 }
+
+#[cfg(test)]
+mod tests;

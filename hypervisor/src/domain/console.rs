@@ -96,3 +96,6 @@ impl core::fmt::Write for Text<'_> {
         self.0.try_extend_from_slice(text.as_bytes()).map_err(|_| core::fmt::Error)
     }
 }
+
+#[cfg(test)]
+mod tests;

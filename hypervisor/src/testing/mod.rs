@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What tests above the CPU seam stand on: a machine made of variables, and guests made of scripts.
+//!
+//! [`Host`] is a whole [`Hypervisor`] over test memory. A [`Guest`] is a domain of it with RAM, long-mode
+//! page tables and one script a vCPU, which says what the "CPU" does between two exits. A script
+//! that has ended exits with [`crate::exit::Exit::PauseLoop`], which makes the vCPU loop return, so the
+//! loop itself runs as it is.
+//!
+//! The fake CPU keeps the rules that a real one would punish: an interrupt is never injected with
+//! IF clear or in a shadow, an interrupt that was queued is never overwritten, and the window that
+//! was asked for opens when it should. Time stands still unless a test moves it.
+
+mod guest;
+mod machine;
+
+pub(crate) use guest::{Guest, HOLE, arg, failed};
+pub(crate) use machine::{End, FakeMachine, ending};
+
+use core::sync::atomic::AtomicU64;
+use std::boxed::Box;
+
+use guest_abi::DomId;
+
+use crate::addr::{Mfn, Order, Ticks};
+use crate::boot::cmdline::OnPanic;
+use crate::debug::DebugConsole;
+use crate::domain::{DomainTable, Privileges};
+use crate::facts::HostFacts;
+use crate::frame::{FrameTable, FreeFrames, Usage, test_table};
+use crate::hypervisor::Hypervisor;
+use crate::input::InputRing;
+use crate::p2m::Format;
+use crate::sched::Attention;
+use crate::time::{SystemClock, TscScale};
+
+/// One tick is one nanosecond.
+const KHZ: u32 = 1_000_000;
+/// The TSC when the hypervisor's clock started.
+pub(crate) const START: u64 = 1000;
+
+/// dom0's and a guest's privileges.
+pub(crate) const DOM0: Privileges = Privileges::all();
+/// See [`DOM0`].
+pub(crate) const GUEST: Privileges = Privileges::empty();
+
+/// A hypervisor on a fake machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Host {
+    pub(crate) hv: &'static Hypervisor,
+    pub(crate) machine: &'static FakeMachine,
+}
+
+impl Host {
+    /// A host with 10 MiB of memory, of which the first 2 MiB can be dom0's identity map.
+    pub(crate) fn new() -> Self {
+        Self::with_format(Format::Npt)
+    }
+
+    pub(crate) fn with_format(format: Format) -> Self {
+        const FRAMES: usize = 2560;
+        let machine: &'static FakeMachine = Box::leak(Box::new(FakeMachine::new(START)));
+        let frames: &'static FrameTable = test_table(FRAMES);
+        frames.add_free(Mfn::new(512)..Mfn::new(FRAMES as u64)).unwrap();
+        let hv = Hypervisor {
+            machine,
+            mem: frames.mem(),
+            frames,
+            domains: DomainTable::new(),
+            clock: SystemClock::new(TscScale::from_khz(KHZ).unwrap(), Ticks::new(START)),
+            wallclock_ns: AtomicU64::new(0),
+            is_tsc_stable: true,
+            attention: Box::leak(Box::new(Attention::default())),
+            input: InputRing::new(),
+            on_panic: OnPanic::Exit,
+            format,
+            largest_leaf: Order::GIB_1,
+            phys_bits: 40,
+            keeps_com1: true,
+            debug: DebugConsole::new(true),
+            facts: HostFacts::default(),
+        };
+        Self { hv: Box::leak(Box::new(hv)), machine }
+    }
+
+    /// A host with one domain that has no privileges and one vCPU.
+    pub(crate) fn with_guest() -> (Self, Guest) {
+        let host = Self::new();
+        (host, Guest::new(host, 1, GUEST, 1))
+    }
+
+    /// A host with dom0 alone.
+    pub(crate) fn with_dom0() -> (Self, Guest) {
+        let host = Self::new();
+        (host, Guest::new(host, 0, DOM0, 1))
+    }
+
+    /// What a domain holds, and what is free: nothing may leak or appear.
+    pub(crate) fn account(&self, domain: DomId) -> (Usage, u64) {
+        let FreeFrames { total, .. } = self.hv.frames.free_frames();
+        (self.hv.frames.account(domain).unwrap().0, total)
+    }
+
+    /// Moves time on.
+    pub(crate) fn advance(&self, ticks: u64) {
+        self.machine.advance(ticks);
+    }
+
+    /// What was written to the console, as text.
+    pub(crate) fn console(&self) -> std::string::String {
+        self.machine.console()
+    }
+}
