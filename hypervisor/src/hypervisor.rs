@@ -167,6 +167,8 @@ impl Hypervisor {
         match reason {
             ShutdownReason::Reboot if first.id == DomId::DOM0 => self.machine.reset(),
             ShutdownReason::Crash | ShutdownReason::Watchdog if first.id == DomId::DOM0 => self.dom0_crashed(),
+            // As the machine's status their own numbers say that the boot failed or the hypervisor did.
+            ShutdownReason::Watchdog | ShutdownReason::SoftReset => self.machine.power_off(ShutdownReason::Crash as u8),
             reason => self.machine.power_off(reason as u8),
         }
     }

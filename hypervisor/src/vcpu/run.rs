@@ -17,7 +17,7 @@ use crate::domain::Domain;
 use crate::exit::Exit;
 use crate::hypervisor::Hypervisor;
 use crate::pcpu;
-use crate::sched::{self, Next, SLICE_NS};
+use crate::sched::{Next, SLICE_NS, Turns};
 
 const RFLAGS_IF: u64 = 1 << 9;
 /// VIRQ_TIMER. Source: `xen.h`.
@@ -25,30 +25,38 @@ const VIRQ_TIMER: u32 = 0;
 
 /// Runs vCPUs for ever.
 pub fn schedule(hv: &'static Hypervisor) -> ! {
-    let mut last = (usize::MAX, 0);
+    let mut turns = Turns::new(slice(hv));
     loop {
-        hv.after_slice();
-        let now = hv.machine.tsc();
-        match sched::choose(hv.domains.iter(), last, now) {
-            Next::Run { domain, vcpu, contended } => {
-                last = (domain, vcpu);
-                let slice = if contended { hv.clock.scale().ticks(Nanos::new(SLICE_NS)) } else { NEVER };
-                let slice_end = Ticks::new(now.raw().saturating_add(slice.raw()));
-                let Some(domain) = hv.domains.by_index(domain) else { continue };
-                run_vcpu(hv, domain, &domain.vcpus[vcpu], slice_end.min(hv.others_deadline(last)));
-            }
-            Next::Idle { until } => {
-                hv.machine.idle(until);
-                while let Some(interrupt) = hv.machine.take_interrupt(None) {
-                    hv.host_interrupt(interrupt);
-                }
+        run_slice(hv, &mut turns);
+    }
+}
+
+/// Runs one vCPU for a slice, or idles once.
+fn run_slice(hv: &'static Hypervisor, turns: &mut Turns) {
+    hv.after_slice();
+    let now = hv.machine.tsc();
+    match turns.choose(hv.domains.iter(), now) {
+        Next::Run { domain: d, vcpu: v, contended } => {
+            let slice = if contended { slice(hv) } else { NEVER };
+            let slice_end = Ticks::new(now.raw().saturating_add(slice.raw()));
+            let Some(domain) = hv.domains.by_index(d) else { return };
+            run_vcpu(hv, domain, &domain.vcpus[v], slice_end.min(hv.others_deadline((d, v))));
+        }
+        Next::Idle { until } => {
+            hv.machine.idle(until);
+            while let Some(interrupt) = hv.machine.take_interrupt(None) {
+                hv.host_interrupt(interrupt);
             }
         }
     }
 }
 
+fn slice(hv: &Hypervisor) -> Ticks {
+    hv.clock.scale().ticks(Nanos::new(SLICE_NS))
+}
+
 /// Runs one vCPU until it cannot or should not go on.
-fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ticks) {
+pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ticks) {
     let mut guard = vcpu.state();
     let state = &mut *guard;
     vcpu.set_run_state(wake_up(domain, vcpu, state));
@@ -157,9 +165,12 @@ fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
             state.lapic.reset(&vcpu.lapic);
             state.awaits_sipi = true;
             vcpu.set_run_state(RunState::Down);
-            if let Some(page) = signals.sipi {
-                vcpu.lapic.post_sipi(page);
-                vcpu.request_attention();
+            match signals.sipi {
+                Some(page) => {
+                    vcpu.lapic.post_sipi(page);
+                    vcpu.request_attention();
+                }
+                None => domain.vcpu_went_down(),
             }
             return false;
         }
@@ -289,3 +300,6 @@ impl Hypervisor {
         earliest
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,651 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The vCPU loop and the scheduler, on scripted CPUs.
+
+use guest_abi::hypercall::HYPERVISOR_SCHED_OP;
+use guest_abi::sched as sched_abi;
+use guest_abi::{EvtchnPort, VcpuId};
+
+use super::*;
+use crate::backend::HostInterrupt;
+use crate::domain::ShutdownReason;
+use crate::emul::lapic::Trigger;
+use crate::testing::{DOM0, End, GUEST, Guest, Host, START, arg, ending};
+
+const CALLBACK: u8 = 0xf3;
+
+/// A guest that takes events by the callback vector, with its local APIC enabled.
+fn guest() -> (Host, Guest) {
+    let (host, guest) = Host::with_guest();
+    guest.domain.set_callback_vector(Some(CALLBACK));
+    guest.enable_apic(0);
+    (host, guest)
+}
+
+fn nmi() -> Injection {
+    Injection::Nmi
+}
+
+fn interrupt(vector: u8) -> Injection {
+    Injection::Interrupt { vector }
+}
+
+/// What the scheduler would do now.
+fn next(host: Host) -> Next {
+    turns(host).choose(host.hv.domains.iter(), host.hv.machine.tsc())
+}
+
+fn turns(host: Host) -> Turns {
+    Turns::new(slice(host.hv))
+}
+
+// --- Delivery.
+
+#[test]
+fn an_event_is_announced_by_the_callback_vector() {
+    let (_, guest) = guest();
+    guest.raise(0);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).delivered, [interrupt(CALLBACK)]);
+    assert!(!guest.cpu(0).window);
+}
+
+#[test]
+fn an_event_waits_for_interrupts_to_be_on() {
+    let (_, guest) = guest();
+    guest.cpu(0).set_interrupts(false);
+    guest.raise(0);
+    guest.run(0);
+    assert!(guest.cpu(0).delivered.is_empty() && guest.cpu(0).window);
+    guest.cpu(0).irets();
+    guest.run(0);
+    assert_eq!(guest.cpu(0).delivered, [interrupt(CALLBACK)]);
+    assert!(!guest.cpu(0).window);
+}
+
+#[test]
+fn an_event_waits_for_the_end_of_an_interrupt_shadow() {
+    let (_, guest) = guest();
+    guest.cpu(0).shadow = true;
+    guest.raise(0);
+    guest.cpu(0).then(|cpu, _| {
+        assert!(cpu.window && cpu.delivered.is_empty());
+        cpu.shadow = false;
+        None
+    });
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+}
+
+#[test]
+fn one_upcall_announces_many_events_and_none_is_lost() {
+    let (_, guest) = guest();
+    let ports = [guest.raise(0), guest.raise(0), guest.raise(0)];
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+    assert!(ports.iter().all(|port| guest.domain.events.is_pending(*port)));
+}
+
+#[test]
+fn without_a_callback_vector_an_event_waits_until_there_is_one() {
+    let (_, guest) = Host::with_guest();
+    guest.raise(0);
+    guest.run(0);
+    assert!(guest.cpu(0).delivered.is_empty() && !guest.cpu(0).window);
+    guest.domain.set_callback_vector(Some(CALLBACK));
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+}
+
+#[test]
+fn all_that_is_pending_is_delivered_one_by_one() {
+    let (_, guest) = guest();
+    guest.raise(0);
+    for vector in [0x40, 0x90, 0x60] {
+        guest.vcpu(0).lapic.post(vector, Trigger::Edge);
+    }
+    guest.vcpu(0).lapic.post_nmi();
+    // Each handler ends at once; nothing but windows makes the guest exit. The APIC's interrupts are
+    // not ended, so the lower ones stay behind the highest.
+    (0..4).for_each(|_| guest.cpu(0).irets());
+    guest.run(0);
+    assert_eq!(guest.cpu(0).delivered, [nmi(), interrupt(CALLBACK), interrupt(0x90)]);
+    assert!(guest.cpu(0).is_done() && !guest.cpu(0).window);
+    for vector in [0x60, 0x40] {
+        assert!(guest.wrmsr(0x80b, 0));
+        guest.cpu(0).set_interrupts(true);
+        guest.run(0);
+        assert_eq!(guest.cpu(0).vectors().last(), Some(&vector));
+    }
+}
+
+#[test]
+fn an_event_that_arrives_with_the_window_is_delivered_in_its_place() {
+    let (_, guest) = guest();
+    guest.cpu(0).set_interrupts(false);
+    guest.vcpu(0).lapic.post(0x40, Trigger::Edge);
+    guest.run(0);
+    guest.raise(0);
+    guest.cpu(0).irets();
+    guest.cpu(0).irets();
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK, 0x40]);
+}
+
+#[test]
+fn a_raised_task_priority_holds_back_interrupts_and_not_events() {
+    let (_, guest) = guest();
+    guest.state(0).lapic.set_cr8(0xf).unwrap();
+    guest.vcpu(0).lapic.post(0x90, Trigger::Edge);
+    guest.raise(0);
+    guest.cpu(0).irets();
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+    let cr8 = Exit::ControlWrite { register: crate::exit::ControlRegister::Cr8, value: Some(0) };
+    guest.cpu(0).next_rip = Some(0x8003);
+    guest.cpu(0).exits(cr8);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK, 0x90]);
+}
+
+#[test]
+fn an_exception_comes_before_an_interrupt_that_became_pending_meanwhile() {
+    let (host, guest) = guest();
+    let (domain, port) = (guest.domain.clone(), guest.domain.events.bind_ipi(VcpuId::new(0)).unwrap());
+    guest.cpu(0).then(move |_, regs| {
+        regs.rcx = 0xdead;
+        domain.events.send(port, &*domain, &host.hv.domains).unwrap();
+        Some(Exit::Rdmsr)
+    });
+    guest.cpu(0).irets();
+    guest.run(0);
+    let fault = Injection::Exception { vector: 13, error_code: Some(0) };
+    assert_eq!(guest.cpu(0).delivered, [fault, interrupt(CALLBACK)]);
+}
+
+// --- Sleeping and waking.
+
+#[test]
+fn a_halted_vcpu_sleeps_until_an_event() {
+    let (host, guest) = guest();
+    guest.code(&[0xf4]);
+    guest.cpu(0).exits(Exit::Halt);
+    guest.run(0);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Blocked);
+    assert_eq!(guest.moved(), 1);
+    assert_eq!(next(host), Next::Idle { until: NEVER });
+    guest.raise(0);
+    assert_eq!(next(host), Next::Run { domain: 1, vcpu: 0, contended: false });
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Runnable);
+}
+
+#[test]
+fn an_event_just_before_hlt_is_not_slept_over() {
+    let (_, guest) = guest();
+    guest.code(&[0xf4]);
+    // STI; HLT: the event comes in the shadow.
+    guest.cpu(0).shadow = true;
+    guest.raise(0);
+    guest.cpu(0).exits(Exit::Halt);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+    assert_eq!(guest.moved(), 1);
+}
+
+#[test]
+fn an_event_between_the_check_and_the_sleep_wakes() {
+    let (host, guest) = guest();
+    // What another CPU does at the moment at which this one has decided to sleep.
+    guest.state(0).sleep(guest.vcpu(0));
+    guest.vcpu(0).set_run_state(RunState::Runnable);
+    guest.raise(0);
+    guest.vcpu(0).set_run_state(RunState::Blocked);
+    assert!(matches!(next(host), Next::Run { .. }));
+}
+
+#[test]
+fn a_timer_in_the_past_wakes_at_once() {
+    let (host, guest) = guest();
+    guest.domain.events.bind_virq(0, VcpuId::new(0), crate::evtchn::GlobalVirqs::Refused).unwrap();
+    assert_eq!(guest.call(guest_abi::hypercall::HYPERVISOR_SET_TIMER_OP, [1, 0, 0]), 0);
+    host.advance(10);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
+    assert_eq!(guest.state(0).timer, NEVER, "it fires once");
+    guest.cpu(0).set_interrupts(true);
+    // Time passes between the entry and HLT.
+    assert_eq!(guest.call(guest_abi::hypercall::HYPERVISOR_SET_TIMER_OP, [50, 0, 0]), 0);
+    guest.code(&[0xf4]);
+    guest.cpu(0).then(move |_, _| {
+        host.advance(50);
+        Some(Exit::Halt)
+    });
+    guest.run(0);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Blocked);
+    assert!(matches!(next(host), Next::Run { .. }));
+}
+
+#[test]
+fn an_idle_machine_sleeps_until_the_nearest_timer() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    for (guest, nanos) in [(&guest, 700), (&other, 500)] {
+        guest.state(0).timer = host.hv.clock.when(Nanos::new(nanos));
+        guest.code(&[0xf4]);
+        guest.cpu(0).exits(Exit::Halt);
+        guest.run(0);
+    }
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!(*host.machine.idles.lock().unwrap(), [Ticks::new(START + 500)]);
+    run_slice(host.hv, &mut turns);
+    assert_eq!((other.cpu(0).entries, guest.cpu(0).entries), (2, 1));
+}
+
+#[test]
+fn the_entry_deadline_is_the_earliest_of_timers_and_slice() {
+    let (host, guest) = guest();
+    let at = |nanos| host.hv.clock.when(Nanos::new(nanos));
+    guest.run_until(0, at(900));
+    assert_eq!(guest.cpu(0).deadline, at(900));
+    guest.state(0).timer = at(800);
+    guest.run_until(0, at(900));
+    assert_eq!(guest.cpu(0).deadline, at(800));
+}
+
+/// Polls `ports` with a time-out in system time, in the loop.
+fn poll(guest: &Guest, ports: &[EvtchnPort], timeout: u64) {
+    for (n, port) in (0..).zip(ports) {
+        guest.put(arg(1) + n * 4, &port.raw());
+    }
+    let nr_ports = u32::try_from(ports.len()).unwrap();
+    guest.put(arg(0), &sched_abi::Poll { ports: arg(1), nr_ports, timeout });
+    guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_POLL), arg(0), 0]);
+    guest.cpu(0).exits(Exit::Hypercall);
+    guest.run(0);
+    assert_eq!((guest.regs().rax, guest.moved()), (0, 3));
+}
+
+#[test]
+fn a_poll_ends_by_an_event_on_a_masked_port() {
+    let (host, guest) = guest();
+    let port = guest.domain.events.bind_ipi(VcpuId::new(0)).unwrap();
+    let mask = crate::addr::Hpa::new(guest.domain.shared_info.base().raw() + 2560);
+    host.hv.mem.word(mask.mfn(), 2560 / 8).store(u64::MAX, Ordering::SeqCst);
+    poll(&guest, &[port], 0);
+    assert_eq!(next(host), Next::Idle { until: NEVER });
+    guest.domain.events.send(port, &*guest.domain, &host.hv.domains).unwrap();
+    assert!(matches!(next(host), Next::Run { .. }));
+    guest.run(0);
+    assert!(guest.cpu(0).delivered.is_empty(), "a masked port interrupts nobody");
+}
+
+#[test]
+fn a_poll_of_a_pending_port_does_not_sleep() {
+    let (host, guest) = guest();
+    guest.domain.set_callback_vector(None);
+    let port = guest.raise(0);
+    guest.run(0);
+    poll(&guest, &[port], 0);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Runnable);
+    assert!(matches!(next(host), Next::Run { .. }));
+}
+
+#[test]
+fn a_poll_times_out_once() {
+    let (host, guest) = guest();
+    let port = guest.domain.events.bind_ipi(VcpuId::new(0)).unwrap();
+    poll(&guest, &[port], 500);
+    assert_eq!(next(host), Next::Idle { until: Ticks::new(START + 500) });
+    host.advance(500);
+    assert!(matches!(next(host), Next::Run { .. }));
+    guest.run(0);
+    let state = guest.state(0);
+    assert_eq!((state.is_polling, state.poll_timeout), (false, NEVER));
+}
+
+#[test]
+fn a_poll_with_interrupts_off_sleeps_although_an_upcall_waits() {
+    let (host, guest) = guest();
+    guest.cpu(0).set_interrupts(false);
+    guest.raise(0);
+    guest.run(0);
+    let port = guest.domain.events.bind_ipi(VcpuId::new(0)).unwrap();
+    poll(&guest, &[port], 0);
+    assert_eq!(next(host), Next::Idle { until: NEVER });
+    guest.domain.events.send(port, &*guest.domain, &host.hv.domains).unwrap();
+    assert!(matches!(next(host), Next::Run { .. }));
+}
+
+#[test]
+fn block_returns_at_once_when_an_event_waits() {
+    let (_, guest) = guest();
+    guest.raise(0);
+    assert_eq!(guest.call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_BLOCK), 0, 0]), 0);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Runnable);
+    guest.run(0);
+    assert_eq!(guest.call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_BLOCK), 0, 0]), 0);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Blocked);
+}
+
+#[test]
+fn yielding_lets_the_other_run_first() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_YIELD), 0, 0]);
+    guest.cpu(0).exits(Exit::Hypercall);
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.moved(), guest.regs().rax), (3, 0));
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (1, 1));
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (2, 1));
+}
+
+// --- Sharing the CPU.
+
+#[test]
+fn a_slice_ends_only_if_somebody_waits() {
+    let (host, guest) = guest();
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!(guest.cpu(0).deadline, NEVER);
+    let _other = Guest::new(host, 2, GUEST, 1);
+    let mut turns = self::turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!(guest.cpu(0).deadline, Ticks::new(START + SLICE_NS));
+}
+
+#[test]
+fn a_vcpu_whose_slice_is_over_leaves_at_the_deadline() {
+    let (host, guest) = guest();
+    let slice_end = Ticks::new(START + 100);
+    for _ in 0..2 {
+        guest.cpu(0).exits(Exit::Deadline);
+    }
+    host.machine.set_tsc(slice_end);
+    guest.run_until(0, slice_end);
+    assert_eq!(guest.cpu(0).entries, 1);
+}
+
+#[test]
+fn waking_somebody_makes_the_waker_leave_at_its_exit() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    other.code(&[0xf4]);
+    other.cpu(0).exits(Exit::Halt);
+    other.run(0);
+    host.hv.attention.take();
+    other.raise(0);
+    guest.cpu(0).exits(Exit::CacheFlush);
+    guest.cpu(0).exits(Exit::CacheFlush);
+    guest.cpu(0).next_rip = Some(0x8002);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).entries, 1);
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (1, 2));
+}
+
+#[test]
+fn a_vcpu_that_always_wakes_at_once_starves_nobody() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    let port = guest.domain.events.bind_ipi(VcpuId::new(0)).unwrap();
+    guest.put(arg(1), &port.raw());
+    // It polls with a time-out that has passed, for ever.
+    guest.put(arg(0), &sched_abi::Poll { ports: arg(1), nr_ports: 1, timeout: 1 });
+    host.advance(10);
+    let mut turns = turns(host);
+    for _ in 0..100 {
+        guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_POLL), arg(0), 0]);
+        guest.cpu(0).exits(Exit::Hypercall);
+        host.advance(SLICE_NS / 20);
+        run_slice(host.hv, &mut turns);
+    }
+    assert!(other.cpu(0).entries >= 4, "{} of 100 slices", other.cpu(0).entries);
+}
+
+// --- The host's interrupts.
+
+#[test]
+fn a_device_interrupt_reaches_dom0_under_its_own_vector_whoever_runs() {
+    let host = Host::new();
+    let dom0 = Guest::new(host, 0, DOM0, 1);
+    let guest = Guest::new(host, 1, GUEST, 1);
+    dom0.enable_apic(0);
+    dom0.code(&[0xf4]);
+    dom0.cpu(0).exits(Exit::Halt);
+    dom0.run(0);
+    host.hv.attention.take();
+    guest.cpu(0).exits(Exit::ExternalInterrupt { vector: Some(0x55) });
+    guest.cpu(0).exits(Exit::Deadline);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).entries, 1, "dom0 runs first");
+    assert_eq!(host.machine.ends.load(Ordering::SeqCst), 1);
+    dom0.run(0);
+    assert_eq!(dom0.cpu(0).vectors(), [0x55]);
+}
+
+#[test]
+fn all_interrupts_that_wait_are_taken_while_idle() {
+    let host = Host::new();
+    let dom0 = Guest::new(host, 0, DOM0, 1);
+    dom0.enable_apic(0);
+    dom0.vcpu(0).set_run_state(RunState::Blocked);
+    for interrupt in [HostInterrupt::Spurious, HostInterrupt::Device { vector: 0x31 }, HostInterrupt::Timer] {
+        host.machine.interrupt(interrupt);
+    }
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert!(host.machine.take_interrupt_for_test().is_none());
+    run_slice(host.hv, &mut turns);
+    assert_eq!(dom0.cpu(0).vectors(), [0x31]);
+}
+
+#[test]
+fn console_input_is_kept_for_dom0_and_announced() {
+    let (host, dom0) = Host::with_dom0();
+    let globals = crate::evtchn::GlobalVirqs::Handler;
+    let port = dom0.domain.events.bind_virq(2, VcpuId::new(0), globals).unwrap();
+    host.machine.type_in(&[b'x'; 100]);
+    host.hv.host_interrupt(HostInterrupt::Console);
+    assert!(dom0.domain.events.is_pending(port));
+    let mut buffer = [0; 200];
+    assert_eq!(host.hv.input.take(&mut buffer), 100);
+}
+
+// --- Starting and ending.
+
+#[test]
+fn init_and_a_startup_ipi_start_a_second_vcpu() {
+    let host = Host::new();
+    let guest = Guest::new(host, 1, GUEST, 2);
+    guest.enable_apic(0);
+    assert_eq!(next(host), Next::Run { domain: 1, vcpu: 0, contended: false });
+    // A start-up IPI, INIT, a start-up IPI, as another CPU's kernel sends them.
+    guest.state(1).regs.rbx = 7;
+    assert!(guest.wrmsr(0x830, 1 << 32 | 0x4500));
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.vcpu(1).has_attention(), guest.vcpu(1).run_state()), (false, RunState::Down));
+    assert!(guest.wrmsr(0x830, 1 << 32 | 0x4609));
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Runnable, 1), "who was woken runs first");
+    assert_eq!(guest.cpu(1).state, CpuState::startup_ipi(9));
+    assert_eq!(guest.state(1).regs.rbx, 0);
+    // It runs: another start-up IPI means nothing.
+    assert!(guest.wrmsr(0x830, 1 << 32 | 0x4611));
+    guest.run(1);
+    assert_eq!(guest.cpu(1).state, CpuState::startup_ipi(9));
+}
+
+#[test]
+fn init_stops_a_running_vcpu_which_then_starts_again() {
+    let host = Host::new();
+    let guest = Guest::new(host, 1, GUEST, 2);
+    guest.vcpu(1).set_run_state(RunState::Runnable);
+    guest.vcpu(1).lapic.post_init();
+    guest.domain.kick(guest.vcpu(1));
+    guest.run(1);
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Down, 0));
+    guest.vcpu(1).lapic.post_sipi(1);
+    guest.domain.kick(guest.vcpu(1));
+    guest.run(1);
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Runnable, 1));
+    // Both at once.
+    guest.vcpu(1).lapic.post_init();
+    guest.vcpu(1).lapic.post_sipi(2);
+    guest.domain.kick(guest.vcpu(1));
+    guest.run(1);
+    assert_eq!(guest.vcpu(1).run_state(), RunState::Down);
+    guest.run(1);
+    assert_eq!(guest.cpu(1).state, CpuState::startup_ipi(2));
+}
+
+#[test]
+fn init_of_the_last_vcpu_powers_the_domain_off() {
+    let (host, guest) = guest();
+    guest.vcpu(0).lapic.post_init();
+    guest.domain.kick(guest.vcpu(0));
+    guest.run(0);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Poweroff));
+    assert_eq!(ending(|| host.hv.after_slice()), End::PowerOff(0));
+}
+
+#[test]
+fn attention_wakes_no_vcpu_that_is_down_and_is_not_asked_for_again() {
+    let host = Host::new();
+    let guest = Guest::new(host, 1, GUEST, 2);
+    guest.domain.set_callback_vector(Some(CALLBACK));
+    guest.vcpu(0).set_run_state(RunState::Blocked);
+    guest.raise(1);
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!((guest.cpu(1).entries, guest.vcpu(1).run_state()), (0, RunState::Down));
+    assert_eq!(next(host), Next::Idle { until: NEVER });
+}
+
+#[test]
+fn halting_with_interrupts_off_takes_a_vcpu_down_and_with_the_last_the_domain() {
+    let host = Host::new();
+    let guest = Guest::new(host, 1, GUEST, 2);
+    guest.vcpu(1).set_run_state(RunState::Runnable);
+    guest.code(&[0xf4]);
+    guest.cpu(0).set_interrupts(false);
+    guest.cpu(0).exits(Exit::Halt);
+    guest.run(0);
+    assert!(guest.domain.is_running());
+    guest.cpu(1).set_interrupts(false);
+    guest.cpu(1).next_rip = Some(1);
+    guest.cpu(1).exits(Exit::Halt);
+    guest.run(1);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Poweroff));
+    assert_eq!(next(host), Next::Idle { until: NEVER });
+}
+
+#[test]
+fn an_nmi_keeps_a_vcpu_with_interrupts_off_from_going_down() {
+    let (_, guest) = guest();
+    guest.code(&[0xf4]);
+    guest.cpu(0).set_interrupts(false);
+    let domain = guest.domain.clone();
+    guest.cpu(0).then(move |_, _| {
+        domain.vcpus[0].lapic.post_nmi();
+        domain.kick(&domain.vcpus[0]);
+        Some(Exit::Halt)
+    });
+    guest.run(0);
+    assert_eq!(guest.cpu(0).delivered, [nmi()]);
+    assert!(guest.domain.is_running());
+}
+
+#[test]
+fn each_shutdown_reason_ends_the_machine_with_its_status() {
+    let cases = [
+        (sched_abi::SHUTDOWN_POWEROFF, End::PowerOff(0)),
+        (sched_abi::SHUTDOWN_REBOOT, End::PowerOff(1)),
+        (sched_abi::SHUTDOWN_SUSPEND, End::PowerOff(2)),
+        (sched_abi::SHUTDOWN_CRASH, End::PowerOff(3)),
+        (sched_abi::SHUTDOWN_WATCHDOG, End::PowerOff(3)),
+        (sched_abi::SHUTDOWN_SOFT_RESET, End::PowerOff(3)),
+    ];
+    for (reason, end) in cases {
+        let (host, guest) = guest();
+        guest.put(arg(0), &sched_abi::Shutdown { reason });
+        guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_SHUTDOWN), arg(0), 0]);
+        guest.cpu(0).exits(Exit::Hypercall);
+        guest.cpu(0).exits(Exit::Deadline);
+        guest.run(0);
+        assert_eq!(guest.cpu(0).entries, 1, "a domain that has ended does not run");
+        assert_eq!(ending(|| host.hv.after_slice()), end, "reason {reason}");
+    }
+}
+
+#[test]
+fn dom0s_reboot_resets_the_machine() {
+    let (host, dom0) = Host::with_dom0();
+    dom0.domain.shut_down(ShutdownReason::Reboot);
+    assert_eq!(ending(|| host.hv.after_slice()), End::Reset);
+}
+
+#[test]
+fn a_triple_fault_is_a_crash() {
+    let (host, guest) = guest();
+    guest.cpu(0).exits(Exit::TripleFault);
+    guest.run(0);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Crash));
+    assert_eq!(ending(|| host.hv.after_slice()), End::PowerOff(3));
+}
+
+#[test]
+fn the_machine_goes_on_while_its_first_domain_does() {
+    let (host, _guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    other.domain.shut_down(ShutdownReason::Crash);
+    host.hv.after_slice();
+    assert!(matches!(next(host), Next::Run { domain: 1, contended: false, .. }));
+}
+
+#[test]
+fn the_first_reason_counts() {
+    let (_, guest) = guest();
+    guest.domain.shut_down(ShutdownReason::Reboot);
+    guest.domain.shut_down(ShutdownReason::Crash);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Reboot));
+}
+
+// --- The p2m, and what it costs.
+
+#[test]
+fn a_vcpu_learns_of_each_change_of_its_p2m_once() {
+    let (host, guest) = guest();
+    guest.run(0);
+    guest.run(0);
+    let root = guest.domain.tlb.root();
+    assert_eq!(guest.cpu(0).p2m, [(root, 1)]);
+    let token = guest.domain.p2m.lock().depopulate(guest_abi::Gfn::new(100), crate::addr::Order::PAGE).unwrap();
+    token.release(&guest.domain.tlb.flush(host.hv.machine, crate::p2m::FlushSite::Balloon));
+    assert_eq!(*host.machine.flushes.lock().unwrap(), [root]);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).p2m, [(root, 1), (root, 2)]);
+}
+
+#[test]
+fn exits_and_ticks_are_counted_by_reason() {
+    let (host, guest) = guest();
+    guest.cpu(0).next_rip = Some(0x8002);
+    for _ in 0..3 {
+        let machine = host.machine;
+        guest.cpu(0).then(move |_, _| {
+            machine.advance(1000);
+            Some(Exit::Cpuid)
+        });
+    }
+    guest.run(0);
+    let counters = &guest.vcpu(0).counters;
+    assert_eq!(counters.exits[counters::reason(&Exit::Cpuid)].get(), 3);
+    assert_eq!(counters.totals(), (4, 0), "time in the guest is not the hypervisor's");
+}
