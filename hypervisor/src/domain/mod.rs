@@ -34,8 +34,8 @@ use crate::sched::Attention;
 use crate::vcpu::exits::Outcome;
 use crate::vcpu::{RunState, Vcpu, VcpuState};
 
-/// The number of HVM parameters. Source: `xen/include/public/hvm/params.h`, `HVM_NR_PARAMS`.
-pub const NR_HVM_PARAMS: usize = 40;
+/// The number of HVM parameters.
+pub const NR_HVM_PARAMS: usize = guest_abi::num::to_usize(guest_abi::hvm::HVM_NR_PARAMS as u64);
 
 bitflags::bitflags! {
     /// What a domain may do beyond its own affairs.
