@@ -54,3 +54,6 @@ fn write(hv: &Hypervisor, domain: &Domain, gpa: Gpa, value: u64) {
         ioapics.mmio_write(hv.machine, gpa, low_u32(value));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,8 +73,9 @@ fn has_log_port(domain: &Domain) -> bool {
 
 /// INS and OUTS, a batch at a time; the instruction runs again until its count is zero.
 fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
-    if code_size(state) != CodeSize::Bits64 {
-        // No kernel does this to a port that it does not own.
+    // No kernel does this from 32-bit code to a port that it does not own, and guest memory is reached
+    // with ring 0's rights, which a process with rights to a port does not have.
+    if code_size(state) != CodeSize::Bits64 || state.hw.cpl() != 0 {
         return general_protection(state);
     }
     let size = u64::from(access.size);
@@ -110,3 +111,6 @@ fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
         skip(domain, state, Simple::Io);
     }
 }
+
+#[cfg(test)]
+mod tests;

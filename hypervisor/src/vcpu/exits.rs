@@ -290,3 +290,6 @@ fn decode_control_move(domain: &Domain, state: &mut VcpuState) -> Option<(decode
     let op = decode::ControlMove::decode(fetch(domain, state, &mut bytes), code_size(state)).ok()?;
     Some((op, state.hw.rip().wrapping_add(u64::from(op.length))))
 }
+
+#[cfg(test)]
+mod tests;
