@@ -28,6 +28,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what each vCPU has cost: exits and ticks in the hypervisor by reason, hypercalls by number
+    Counters {
+        /// Of this domain only [default: all]
+        domain: Option<u16>,
+        /// How much they grow in so many seconds, instead of all since the domain's start
+        #[arg(long, value_name = "S")]
+        interval: Option<f64>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure single operations in ticks of the TSC
     #[command(subcommand)]
     Bench(Bench),
@@ -93,6 +104,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Info { json } => cli::info::run(json),
+        Command::Counters { domain, interval, json } => cli::counters::run(domain, interval, json),
         Command::Bench(Bench::NullHypercall { repetitions, json }) => cli::bench::null_hypercall(repetitions, json),
         Command::Selftest(Selftest::Grants { domain }) => cli::selftest::grants(DomId::new(domain)),
         Command::Selftest(Selftest::Events { domain, count }) => cli::selftest::events(DomId::new(domain), count),

@@ -3,5 +3,6 @@
 //! for programs; errors to standard error.
 
 pub mod bench;
+pub mod counters;
 pub mod info;
 pub mod selftest;
