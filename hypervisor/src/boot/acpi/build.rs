@@ -60,7 +60,10 @@ pub fn for_dom0(
         (KEPT.contains(&name) || name.starts_with(b"OEM")) && visible.contains(table.span)
     };
     let mut maker = Maker::new(room.start(), host.oem);
-    let madt = maker.madt(apic_ids, &host.madt.io_apics, &host.madt.overrides);
+    let links = host.fadt.as_ref().and_then(|fadt| fadt.links);
+    let missing = links.map_or_else(Vec::new, |links| links.missing_overrides(&host.madt.overrides));
+    let overrides: Vec<Override> = host.madt.overrides.iter().copied().chain(missing).collect();
+    let madt = maker.madt(apic_ids, &host.madt.io_apics, &overrides);
     let kept = host.tables.iter().filter(|table| is_kept(table)).map(|table| table.span.start());
     let list: Vec<u64> = kept.chain([madt]).collect();
     let withheld = host.tables.iter().filter(|table| !is_kept(table) && table.signature.0 != *b"APIC");

@@ -8,6 +8,7 @@ use guest_abi::{
     num::{low_u16, to_usize},
 };
 
+use super::links::{self, Links};
 use super::{AcpiError, HEADER, Header, PhysRead, Signature, sum};
 use crate::{addr::PAGE_SIZE, boot::span::Span};
 
@@ -93,6 +94,8 @@ pub struct Fadt {
     pub dsdt: u64,
     /// The sleep types for PM1a and PM1b that switch the machine off, if the DSDT holds them as constants.
     pub s5: Option<(u8, u8)>,
+    /// What the PCI interrupt links may choose, if there are any.
+    pub links: Option<Links>,
 }
 
 /// A register by address space.
@@ -364,7 +367,8 @@ impl Fadt {
             pm_timer: port(fadt::PM_TMR, fadt::X_PM_TMR).map(|port| (port, flags & fadt::TMR_VAL_EXT != 0)),
             reset: reset.map(|register| (register, field(table, fadt::RESET_VALUE))),
             dsdt,
-            s5: soft_off(memory, dsdt),
+            s5: search(memory, dsdt, soft_off),
+            links: search(memory, dsdt, links::find),
         }
     }
 }
@@ -389,9 +393,14 @@ fn generic_address(table: &[u8], at: usize) -> Option<Register> {
 ///
 /// Running AML is dom0's business; but every firmware has this package as constants, so its bytes can
 /// be found: the name, a package of at most 63 bytes, its count, its first two numbers (§20.2.5).
-fn soft_off(memory: &impl PhysRead, dsdt: u64) -> Option<(u8, u8)> {
+fn soft_off(aml: &[u8]) -> Option<(u8, u8)> {
+    aml.windows(4).position(|name| name == b"_S5_").and_then(|name| package(&aml[name + 4..]))
+}
+
+/// Looks through a definition block piece by piece; what is looked for lies in one of them whole.
+fn search<T>(memory: &impl PhysRead, dsdt: u64, find: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     const STEP: usize = 1024;
-    const LOOK_AHEAD: usize = 16;
+    const LOOK_AHEAD: usize = links::LOOK_AHEAD;
     let header = Header::read(memory, dsdt).ok().filter(|header| header.signature.0 == *b"DSDT")?;
     let end = dsdt.checked_add(header.len.min(super::MAX_LEN).into())?;
     let mut window = [0; STEP + LOOK_AHEAD];
@@ -402,7 +411,7 @@ fn soft_off(memory: &impl PhysRead, dsdt: u64) -> Option<(u8, u8)> {
         if !memory.read(at, bytes) {
             return None;
         }
-        let found = bytes.windows(4).position(|name| name == b"_S5_").and_then(|name| package(&bytes[name + 4..]));
+        let found = find(bytes);
         if found.is_some() {
             return found;
         }

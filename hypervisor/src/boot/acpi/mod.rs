@@ -24,6 +24,7 @@ use crate::{
 
 pub mod build;
 pub mod host;
+pub mod links;
 
 /// Physical memory as the table walker reads it.
 pub trait PhysRead {

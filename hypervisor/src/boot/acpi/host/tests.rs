@@ -139,6 +139,7 @@ fn both_root_tables_lead_to_the_same_facts() {
             reset: Some((Register::Io(0xcf9), 0xf)),
             dsdt: 0x5000,
             s5: Some((5, 1)),
+            links: None,
         };
         assert_eq!(host.fadt, Some(fadt));
         assert_eq!(host.iommus, [Span::sized(0xfed9_0000, 0x1000)]);
