@@ -55,7 +55,9 @@ pub(crate) fn probe() -> Result<Capabilities, NoVmx> {
         return Err(NoVmx::LockedOff);
     }
     // SAFETY: `read` asks only for MSRs that the ones before report.
-    Capabilities::negotiate(&CapabilityMsrs::read(|number| unsafe { cpu::rdmsr(number) }))
+    let msrs = CapabilityMsrs::read(|number| unsafe { cpu::rdmsr(number) });
+    log::debug!("VT-x: {msrs:x?}");
+    Capabilities::negotiate(&msrs)
 }
 
 /// What all vCPUs on this pCPU share.
