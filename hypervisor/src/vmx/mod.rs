@@ -22,4 +22,5 @@ pub mod exit;
 pub mod fields;
 pub mod guest_state;
 pub mod msr_bitmap;
+pub mod pending;
 pub mod tlb;

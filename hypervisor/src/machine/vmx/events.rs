@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Events on their way into the guest.
+//! Events between [`Pending`], which decides, and the VMCS.
 //!
-//! Up to three wait: what the caller injected, what the CPU was delivering when the guest exited,
-//! and an NMI. An entry delivers one. The caller's goes first if it is an exception: the
-//! exception that it displaces comes again by itself, since its instruction runs again, but an
-//! interrupt does not, so that one is kept, and if the guest cannot take it at once, it waits for
-//! an interrupt window. NMIs wait for the CPU's own NMI blocking to end.
-//!
-//! Source: Intel SDM vol. 3C (326019-080), §26.6 Event Injection, §31.7.1 (in older editions
-//! Handling VM Exits Due to Exceptions).
+//! The interruptibility field is written back where an event that did not reach the guest has left
+//! its blocking behind, or where an injected one ends the interrupt shadow.
 
 use guest_abi::num::{low_u8, low_u32};
 use hypervisor::backend::Injection;
@@ -16,6 +10,7 @@ use hypervisor::vmx::caps::Proc;
 use hypervisor::vmx::control_regs::CR0_PE;
 use hypervisor::vmx::event::{Event, EventKind, nmi_unblocked_by_iret};
 use hypervisor::vmx::fields::Field;
+use hypervisor::vmx::pending::Pending;
 
 use super::vmcs::{Active, Vmcs};
 
@@ -24,12 +19,11 @@ const BLOCKED_BY_MOV_SS: u64 = 1 << 1;
 const SHADOW: u64 = BLOCKED_BY_STI | BLOCKED_BY_MOV_SS;
 const BLOCKED_BY_NMI: u64 = 1 << 3;
 const RFLAGS_IF: u64 = 1 << 9;
+const WINDOWS: Proc = Proc::INTERRUPT_WINDOW.union(Proc::NMI_WINDOW);
 
 /// What waits, and the processor controls that ask for windows.
 pub(super) struct Events {
-    injected: Option<Event>,
-    interrupted: Option<Event>,
-    is_nmi_pending: bool,
+    pending: Pending,
     /// The caller wants to hear of an interrupt window.
     is_window_wanted: bool,
     /// What the VMCS's controls hold.
@@ -38,27 +32,22 @@ pub(super) struct Events {
 
 impl Events {
     /// Nothing waits; `controls` are what the VMCS was given.
-    pub(super) const fn new(controls: Proc) -> Self {
-        Self { injected: None, interrupted: None, is_nmi_pending: false, is_window_wanted: false, controls }
+    pub(super) fn new(controls: Proc) -> Self {
+        Self { pending: Pending::default(), is_window_wanted: false, controls }
     }
 
-    /// Forgets everything, for a vCPU that starts again.
+    /// Forgets every event, for a vCPU that starts again.
     pub(super) fn reset(&mut self) {
-        *self = Self { is_window_wanted: self.is_window_wanted, ..Self::new(self.controls) };
+        self.pending = Pending::default();
     }
 
     /// Queues what the caller injects.
     pub(super) fn inject(&mut self, vmcs: &Vmcs, injection: Injection) {
-        if injection == Injection::Nmi {
-            self.is_nmi_pending = true;
-            return;
-        }
-        let event = Event::from_injection(injection);
-        if event.kind == EventKind::Exception {
+        if matches!(injection, Injection::Exception { .. }) {
             // Delivery ends the shadow; the CPU checks that none is left with single-stepping.
             vmcs.visit(|vmcs| clear_shadow(&vmcs));
         }
-        self.injected = Some(event);
+        self.pending.inject(injection);
     }
 
     /// Asks for the caller's interrupt window.
@@ -66,40 +55,37 @@ impl Events {
         self.is_window_wanted = wanted;
     }
 
-    /// Whether nothing is queued that an interrupt would have to wait for.
+    /// Whether nothing waits.
     pub(super) const fn is_empty(&self) -> bool {
-        self.injected.is_none() && self.interrupted.is_none() && !self.is_nmi_pending
+        self.pending.is_empty()
     }
 
     /// Whether an open window is for an interrupt that waits here, not for the caller.
     pub(super) const fn keeps_window(&self) -> bool {
-        self.interrupted.is_some()
+        self.pending.wants_window()
     }
 
     /// After an exit: keeps what the CPU was delivering.
     #[inline]
     pub(super) fn collect(&mut self, vmcs: &Active<'_>) {
-        let info = low_u32(vmcs.read(Field::IDT_VECTORING_INFO));
-        self.interrupted = Event::decode(
-            info,
+        let event = Event::decode(
+            low_u32(vmcs.read(Field::IDT_VECTORING_INFO)),
             || low_u32(vmcs.read(Field::IDT_VECTORING_ERROR_CODE)),
             || low_u8(vmcs.read(Field::EXIT_INSTRUCTION_LENGTH)),
         );
-        if let Some(event) = self.interrupted
-            && event.kind == EventKind::Nmi
-        {
+        let Some(event) = event else { return };
+        if event.kind == EventKind::Nmi {
             // Its delivery did not happen, so it must not block the one to come.
             let blocked = vmcs.read(Field::GUEST_INTERRUPTIBILITY);
             vmcs.write_guest(Field::GUEST_INTERRUPTIBILITY, blocked & !BLOCKED_BY_NMI);
-            self.interrupted = None;
-            self.is_nmi_pending = true;
         }
+        self.pending.interrupted(event);
     }
 
     /// After an exit by a fault: if an IRET had unblocked NMIs before it faulted, blocks them again.
-    /// `info` is the word, or an EPT violation's qualification, that says so.
+    /// `info` is the interruption-information word that says so.
     pub(super) fn reblock_nmis(&self, vmcs: &Active<'_>, info: u32) {
-        if self.interrupted.is_none() && nmi_unblocked_by_iret(info) {
+        if !self.pending.wants_window() && nmi_unblocked_by_iret(info) {
             let blocked = vmcs.read(Field::GUEST_INTERRUPTIBILITY);
             vmcs.write_guest(Field::GUEST_INTERRUPTIBILITY, blocked | BLOCKED_BY_NMI);
         }
@@ -109,14 +95,15 @@ impl Events {
     /// wait for.
     #[inline]
     pub(super) fn deliver(&mut self, vmcs: &Active<'_>) {
-        let mut wanted = Proc::empty();
-        if !self.is_empty() {
-            wanted = self.pick(vmcs);
+        let mut windows = Proc::empty();
+        if !self.pending.is_empty() {
+            windows = self.deliver_pending(vmcs);
         }
-        wanted.set(Proc::INTERRUPT_WINDOW, wanted.contains(Proc::INTERRUPT_WINDOW) || self.is_window_wanted);
-        let windows = Proc::INTERRUPT_WINDOW | Proc::NMI_WINDOW;
-        if self.controls & windows != wanted {
-            self.controls = self.controls.difference(windows) | wanted;
+        if self.is_window_wanted {
+            windows |= Proc::INTERRUPT_WINDOW;
+        }
+        if self.controls & WINDOWS != windows {
+            self.controls = self.controls.difference(WINDOWS) | windows;
             // SAFETY: only the two window bits differ from what was negotiated, and both may be
             // set, which negotiation required.
             unsafe { vmcs.write(Field::PROC_CONTROLS, u64::from(self.controls.bits())) };
@@ -124,35 +111,15 @@ impl Events {
     }
 
     #[cold]
-    fn pick(&mut self, vmcs: &Active<'_>) -> Proc {
-        let mut wanted = Proc::empty();
-        let mut chosen = self.injected.take();
-        if let Some(event) = self.interrupted {
-            let is_interrupt = event.kind == EventKind::External;
-            if chosen.is_some() {
-                // An exception comes again by itself, an interrupt stays.
-                self.interrupted = is_interrupt.then_some(event);
-            } else if !is_interrupt || can_take_interrupt(vmcs) {
-                self.interrupted = None;
-                chosen = Some(event);
-            }
-            if self.interrupted.is_some() {
-                wanted |= Proc::INTERRUPT_WINDOW;
-            }
-        }
-        if self.is_nmi_pending {
-            let blocked = vmcs.read(Field::GUEST_INTERRUPTIBILITY) & (SHADOW | BLOCKED_BY_NMI) != 0;
-            if chosen.is_none() && !blocked {
-                self.is_nmi_pending = false;
-                chosen = Some(Event::from_injection(Injection::Nmi));
-            } else {
-                wanted |= Proc::NMI_WINDOW;
-            }
-        }
-        if let Some(event) = chosen {
+    fn deliver_pending(&mut self, vmcs: &Active<'_>) -> Proc {
+        let delivery = self.pending.next(|| can_take_interrupt(vmcs), || can_take_nmi(vmcs));
+        if let Some(event) = delivery.event {
             write_event(vmcs, event);
         }
-        wanted
+        let mut windows = Proc::empty();
+        windows.set(Proc::INTERRUPT_WINDOW, delivery.interrupt_window);
+        windows.set(Proc::NMI_WINDOW, delivery.nmi_window);
+        windows
     }
 }
 
@@ -174,6 +141,10 @@ fn write_event(vmcs: &Active<'_>, event: Event) {
 /// Whether the guest could take an interrupt at the next entry.
 pub(super) fn can_take_interrupt(vmcs: &Active<'_>) -> bool {
     vmcs.read(Field::GUEST_RFLAGS) & RFLAGS_IF != 0 && vmcs.read(Field::GUEST_INTERRUPTIBILITY) & SHADOW == 0
+}
+
+fn can_take_nmi(vmcs: &Active<'_>) -> bool {
+    vmcs.read(Field::GUEST_INTERRUPTIBILITY) & (SHADOW | BLOCKED_BY_NMI) == 0
 }
 
 /// Ends the shadow of STI and MOV SS.
