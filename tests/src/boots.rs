@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The list of checks that boot the hypervisor: without guests, and with micro-guests.
 
-use crate::{BOOT_FAILED, CRASH, Check, POWEROFF, SVM, guest};
+use crate::{BOOT_FAILED, CRASH, Check, POWEROFF, SVM, Tier, VMX, guest};
 
 /// All of them.
 pub const CHECKS: &[Check] = &[
@@ -11,27 +11,31 @@ pub const CHECKS: &[Check] = &[
         hv_append: "no_such_word=1",
         ..Check::boot("boot/unknown-words-are-named", BOOT_FAILED, &["no_such_word=1"])
     },
-    Check::guests("guest/hello", &[guest("hello")]).on(SVM),
+    Check::guests("guest/hello", &[guest("hello")]),
     Check { by_grub: true, ..Check::guests("guest/hello-by-grub", &[guest("hello")]).on(SVM) },
-    Check::guests("guest/exceptions", &[guest("exceptions")]).on(SVM),
-    Check::guests("guest/cpuid-msr", &[guest("cpuid_msr")]).on(SVM),
-    Check::guests("guest/hypercall-errors", &[guest("hypercall_errors")]).on(SVM),
-    Check::guests("guest/pagetable-change", &[guest("pagetable_change")]).on(SVM),
-    Check::guests("guest/event-channels", &[guest("evtchn")]).on(SVM),
-    Check::guests("guest/local-apic", &[guest("lapic")]).on(SVM),
-    Check::guests("guest/grants", &[guest("grants")]).on(SVM),
-    Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]).on(SVM),
-    Check::guests("guest/timers", &[guest("timers")]).on(SVM),
-    Check::guests("guest/memory-isolation", &[guest("memory_isolation")]).on(SVM),
-    Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF).on(SVM),
-    Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH).on(SVM),
-    Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH).on(SVM),
+    Check::guests("guest/exceptions", &[guest("exceptions")]),
+    Check::guests("guest/cpuid-msr", &[guest("cpuid_msr")]),
+    Check::guests("guest/hypercall-errors", &[guest("hypercall_errors")]),
+    Check::guests("guest/pagetable-change", &[guest("pagetable_change")]),
+    Check::guests("guest/event-channels", &[guest("evtchn")]),
+    Check::guests("guest/local-apic", &[guest("lapic")]),
+    Check::guests("guest/grants", &[guest("grants")]),
+    Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]),
+    Check::guests("guest/timers", &[guest("timers")]),
+    Check::guests("guest/memory-isolation", &[guest("memory_isolation")]),
+    Check {
+        tier: Tier::Long,
+        bochs_model: "corei7_haswell_4770",
+        ..Check::guests("guest/exceptions-on-an-older-cpu", &[guest("exceptions")]).on(VMX)
+    },
+    Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF),
+    Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH),
+    Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Tier;
 
     #[test]
     fn names_are_unique_and_say_where_they_belong() {

@@ -4,7 +4,7 @@
 //! A command is a check of its own, so that one that fails hides none of the others; those that would disturb each
 //! other belong in different sessions. A command passes with the expected status and the expected output.
 
-use crate::{Backend, SVM, Tier};
+use crate::{Backend, SVM, Tier, VMX};
 
 /// One boot of dom0.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +107,7 @@ pub const SESSIONS: &[Session] = &[
     Session { disk_mib: 100, ..Session::new("dom0", SVM, BASICS) },
     Session { kernel: "6.12", disk_mib: 100, ..Session::new("dom0-6.12", SVM, OTHER_KERNEL) },
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
+    Session { boot_limit_seconds: 480, memory_mib: 1024, ..Session::new("dom0-on-vt-x", VMX, BY_GRUB) },
 ];
 
 /// That dom0 is one, that its kernel is Debian's own, that a command's output and status arrive as they are, and that

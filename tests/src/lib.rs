@@ -49,6 +49,8 @@ impl Backend {
 pub const BOTH: &[Backend] = &[Backend::Svm, Backend::Vmx];
 /// SVM alone.
 pub const SVM: &[Backend] = &[Backend::Svm];
+/// VT-x alone.
+pub const VMX: &[Backend] = &[Backend::Vmx];
 
 /// One boot and what is expected of it.
 #[derive(Clone, Copy, Debug)]
