@@ -21,16 +21,17 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/local-apic", &[guest("lapic")]),
     Check::guests("guest/grants", &[guest("grants")]),
     Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]),
-    Check::guests("guest/timers", &[guest("timers")]),
+    Check { limit_seconds: 120, ..Check::guests("guest/timers", &[guest("timers")]) },
     Check::guests("guest/memory-isolation", &[guest("memory_isolation")]),
+    Check::guests("guest/counters", &[guest("counters")]),
     Check {
         tier: Tier::Long,
         bochs_model: "corei7_haswell_4770",
         ..Check::guests("guest/exceptions-on-an-older-cpu", &[guest("exceptions")]).on(VMX)
     },
+    Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH),
     Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF),
     Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH),
-    Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH),
 ];
 
 #[cfg(test)]

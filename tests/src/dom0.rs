@@ -180,7 +180,9 @@ const SENDS_16_MIB: Command = Command {
     limit_seconds: 120,
     ..prints(
         "sends-16-mib",
-        "head -c 16777216 /dev/urandom >/tmp/sent; sha256sum </tmp/sent | cut -d ' ' -f 1; nc 10.0.2.2 $SINK </tmp/sent",
+        "until ip route | grep -q default; do sleep 1; done
+         head -c 16777216 /dev/urandom >/tmp/sent; sha256sum </tmp/sent | cut -d ' ' -f 1
+         nc 10.0.2.2 $SINK </tmp/sent",
         Output::ChecksumOfSent(16 << 20),
     )
 };

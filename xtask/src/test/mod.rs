@@ -7,6 +7,7 @@
 //! the build directory, in `test-logs`. The last line of the output counts them.
 
 mod boots;
+mod docs;
 mod sessions;
 mod steps;
 
@@ -93,7 +94,8 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let is_wanted = |name: &str| options.filter.as_deref().is_none_or(|filter| name.contains(filter));
     let tier = options.tier.into();
     let is_chosen = |unit: &dyn Unit| unit.names().iter().any(|name| is_wanted(name));
-    let steps: Vec<_> = steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed).collect();
+    let docs = [docs::Docs].into_iter().filter(|docs| is_chosen(docs)).map(boxed);
+    let steps: Vec<_> = docs.chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed)).collect();
     // The long ones first: two at a time, the short ones fill the gap at the end.
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
     let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).collect();
