@@ -308,6 +308,18 @@ impl VcpuHw for SvmVcpu {
         self.vmcb.interrupt_shadow = 0;
     }
 
+    fn finish_instruction(&mut self, next_rip: u64) {
+        const RFLAGS_TF: u64 = 1 << 8;
+        const DR6_BS: u64 = 1 << 14;
+        self.set_rip(next_rip);
+        self.clear_interrupt_shadow();
+        if self.vmcb.rflags & RFLAGS_TF != 0 && !self.has_queued_event() {
+            // The trap that the CPU would have raised behind the instruction.
+            self.vmcb.dr6 |= DR6_BS;
+            self.inject(Injection::Exception { vector: 1, error_code: None });
+        }
+    }
+
     fn rflags(&self) -> u64 {
         self.vmcb.rflags
     }

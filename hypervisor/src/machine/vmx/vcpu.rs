@@ -407,6 +407,20 @@ impl VcpuHw for VmxVcpu {
         self.vmcs.visit(|vmcs| events::clear_shadow(&vmcs));
     }
 
+    fn finish_instruction(&mut self, next_rip: u64) {
+        const RFLAGS_TF: u64 = 1 << 8;
+        const PENDING_STEP: u64 = 1 << 14;
+        self.vmcs.visit(|vmcs| {
+            vmcs.write_guest(Field::GUEST_RIP, next_rip);
+            events::clear_shadow(&vmcs);
+            if vmcs.read(Field::GUEST_RFLAGS) & RFLAGS_TF != 0 {
+                // The trap that the CPU would have raised behind the instruction.
+                let pending = vmcs.read(Field::GUEST_PENDING_DEBUG);
+                vmcs.write_guest(Field::GUEST_PENDING_DEBUG, pending | PENDING_STEP);
+            }
+        });
+    }
+
     fn rflags(&self) -> u64 {
         self.vmcs.read(Field::GUEST_RFLAGS)
     }
