@@ -88,6 +88,13 @@ impl Session {
         })
     }
 
+    /// The command after the variables that it may use. The disk to boot from comes before the session's own.
+    fn text(&self, command: &Command, sink: &Sink) -> String {
+        let boots_from_disk = self.session.by_grub || self.backend == Backend::Vmx;
+        let disk = if boots_from_disk { "/dev/sdb" } else { "/dev/sda" };
+        format!("DISK={disk} SINK={}\n{}", sink.port, command.text)
+    }
+
     /// Runs the commands one after the other.
     fn talk(&self, channel: &mut Channel<TcpStream>, logs: &Path) -> Result<Vec<Judged>> {
         let sink = Sink::open()?;
@@ -102,7 +109,7 @@ impl Session {
             let result = if ended {
                 Err(Failure::Ended)
             } else {
-                channel.run(&sink.name_to(command.text), &mut out, &mut err, deadline)
+                channel.run(&self.text(command, &sink), &mut out, &mut err, deadline)
             };
             fs::write(&log, [out.as_slice(), b"\n", err.as_slice()].concat()).context("writing a log")?;
             let verdict = match result {
@@ -139,11 +146,6 @@ impl Sink {
             }
         });
         Ok(Self { port, arrivals })
-    }
-
-    /// The command with the port in a variable.
-    fn name_to(&self, command: &str) -> String {
-        format!("SINK={}\n{command}", self.port)
     }
 
     /// What arrived last.
