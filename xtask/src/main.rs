@@ -5,6 +5,7 @@
 //! progress and xtask's own words to standard error.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod bundle;
 mod compile;
 mod console;
@@ -52,6 +53,8 @@ enum Command {
     Run(Box<run::Options>),
     /// Run the checks: format, lints, documentation, unit tests, and boots in emulators
     Test(test::Options),
+    /// Count what operations cost, in instructions, on QEMU without KVM
+    Bench(bench::Options),
     /// Say what this machine has and lacks, and which emulator would be used and why
     Doctor,
     /// Count the hypervisor's lines of code and its unsafe share
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Image(options) => image::command(&options),
         Command::Run(options) => run::command(&options),
         Command::Test(options) => test::command(&options),
+        Command::Bench(options) => bench::command(&options),
         Command::Doctor => doctor::command(),
         Command::Loc(options) => loc::command(&options),
         Command::Symbolize(options) => symbolize::command(&options),

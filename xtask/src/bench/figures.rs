@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The figures of `xtask bench`: read from what was measured, and held against goals.
+//!
+//! The micro-guest measures loops; the loop's own instructions are taken off. What the hypervisor spends is known
+//! exactly for the null hypercall, whose guest side is a known number of instructions. The hypervisor's own counters
+//! begin after an exit and end before an entry; what they miss is the same for every exit, so the null hypercall says
+//! how much it is, and the others' figures are counted ticks plus that for each exit.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// What an exit and an entry cost a CPU beside instructions, in instructions, for the weighed sum.
+const EXIT_WEIGHT: f64 = 1500.0;
+/// Instructions of the null hypercall's guest side: number, two arguments, the call.
+const NULL_GUEST_SIDE: f64 = 4.0;
+
+/// What an operation is held against: the hypervisor's instructions.
+struct Goal {
+    name: &'static str,
+    /// At most so many.
+    goal: Option<f64>,
+    /// What Xen 4.17 spends under the same emulator, measured with Linux as the guest.
+    xen: Option<f64>,
+}
+
+const fn goal(name: &'static str, goal: f64, xen: f64) -> Goal {
+    Goal { name, goal: Some(goal), xen: Some(xen) }
+}
+
+const GOALS: &[Goal] = &[
+    goal("null_hypercall", 200.0, 770.0),
+    goal("event_round_trip", 3000.0, 15_971.0),
+    goal("grant_map_unmap_1", 3000.0, 25_584.0),
+    goal("grant_map_unmap_32", 40_000.0, 738_658.0),
+    goal("grant_copy_1x4096", 1500.0, 11_616.0),
+    goal("grant_copy_32x64", 16_000.0, 331_237.0),
+    goal("dom0_null_hypercall", 200.0, 770.0),
+    goal("dom0_boot", 25e6, 171e6),
+    // Xen's without its unpacking of the kernel.
+    goal("entry_to_dom0_built", 60e6, 1050e6),
+];
+
+/// One line of the micro-guest.
+struct Sample {
+    name: String,
+    ops: f64,
+    ticks: f64,
+    hv: f64,
+    exits: f64,
+}
+
+/// One operation's cost, a time each.
+#[derive(Clone, Debug, PartialEq)]
+struct Figure {
+    name: String,
+    /// All instructions of the machine; none where only the hypervisor's are known.
+    whole: Option<f64>,
+    hypervisor: f64,
+    exits: f64,
+}
+
+/// All that was measured.
+pub(super) struct Report {
+    figures: Vec<Figure>,
+    /// Instructions of an exit that the hypervisor's counters miss.
+    stub: f64,
+    pub(super) dom0: Option<Dom0>,
+}
+
+/// What dom0 told.
+pub(super) struct Dom0 {
+    /// Counters when the shell answered: exits, ticks.
+    boot: (f64, f64),
+    /// Hypercalls made by the null benchmark with their ticks, and the whole ticks of one.
+    null: (f64, f64, f64),
+    /// Instructions from the hypervisor's start until dom0 was built.
+    built: Option<f64>,
+}
+
+impl Report {
+    /// Reads the machine's log of the micro-guest.
+    pub(super) fn read(log: &str) -> Result<Self> {
+        let samples: Vec<Sample> = log.lines().filter_map(Sample::parse).collect();
+        if let Some(failed) = log.lines().find(|line| line.contains(" FAIL ")) {
+            bail!("the micro-guest says: {failed}");
+        }
+        let find = |name: &str| {
+            samples.iter().find(|sample| sample.name == name).with_context(|| format!("no figure for {name}"))
+        };
+        let frame = find("loop")?.each(find("loop")?.ticks);
+        let null = find("null_hypercall")?;
+        let stub = null.each(null.ticks) - frame - NULL_GUEST_SIDE - null.each(null.hv);
+        let figure = |sample: &Sample| Figure {
+            name: sample.name.clone(),
+            whole: Some(sample.each(sample.ticks) - frame),
+            hypervisor: sample.each(sample.hv) + sample.each(sample.exits) * stub,
+            exits: sample.each(sample.exits),
+        };
+        let figures = samples.iter().filter(|sample| sample.name != "loop").map(figure).collect();
+        Ok(Self { figures, stub, dom0: None })
+    }
+
+    fn all(&self) -> Vec<Figure> {
+        let dom0 = self.dom0.iter().flat_map(|dom0| dom0.figures(self.stub));
+        self.figures.iter().cloned().chain(dom0).collect()
+    }
+
+    /// A table for people.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!(
+            "{:<28}{:>12}{:>12}{:>10}{:>15}{:>12}{:>12}\n",
+            "instructions each", "whole", "hypervisor", "exits", "whole+1500*ex", "goal (hv)", "Xen 4.17"
+        );
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+        for figure in self.all() {
+            let held = GOALS.iter().find(|goal| goal.name == figure.name);
+            let goal = held.and_then(|held| held.goal);
+            let missed = if goal.is_some_and(|goal| figure.hypervisor > goal) { "  missed" } else { "" };
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "{:<28}{:>12}{:>12.0}{:>10.2}{:>15}{:>12}{:>12}{missed}",
+                figure.name,
+                number(figure.whole),
+                figure.hypervisor,
+                figure.exits,
+                number(figure.weighed()),
+                number(goal),
+                number(held.and_then(|held| held.xen)),
+            );
+        }
+        let _ = writeln!(
+            text,
+            "hypervisor: counted from exits to entries, and {:.0} for the rest of each exit; Xen's were measured with Linux",
+            self.stub
+        );
+        text
+    }
+
+    /// The same for programs.
+    pub(super) fn to_json(&self) -> Value {
+        let one = |figure: &Figure| {
+            let held = GOALS.iter().find(|goal| goal.name == figure.name);
+            json!({
+                "name": figure.name,
+                "whole": figure.whole,
+                "hypervisor": figure.hypervisor,
+                "exits": figure.exits,
+                "weighed": figure.weighed(),
+                "goal_hypervisor": held.and_then(|held| held.goal),
+                "xen_hypervisor": held.and_then(|held| held.xen),
+            })
+        };
+        Value::Array(self.all().iter().map(one).collect())
+    }
+}
+
+impl Sample {
+    /// Reads `BENCH name ops=N ticks=N hv=N exits=N`, with anything before it.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_once("BENCH ")?.1.split_whitespace();
+        let name = words.next()?.to_owned();
+        let mut number = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=')?.parse::<f64>().ok();
+        let sample =
+            Self { name, ops: number("ops")?, ticks: number("ticks")?, hv: number("hv")?, exits: number("exits")? };
+        (sample.ops > 0.0).then_some(sample)
+    }
+
+    fn each(&self, all: f64) -> f64 {
+        all / self.ops
+    }
+}
+
+impl Figure {
+    fn weighed(&self) -> Option<f64> {
+        self.whole.map(|whole| whole + EXIT_WEIGHT * self.exits)
+    }
+}
+
+impl Dom0 {
+    /// Reads the output of the command: counters, the benchmark, counters; and the machine's log.
+    pub(super) fn read(output: &str, log: &str) -> Result<Self> {
+        let parts: Vec<Value> = serde_json::Deserializer::from_str(output)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .context("dom0's figures")?;
+        let [before, bench, after] = parts.as_slice() else { bail!("dom0 gave {} figures, not 3", parts.len()) };
+        let hypercalls = |counters: &Value| -> Result<(f64, f64)> {
+            let reasons = counters[0]["reasons"].as_array().context("counters have no reasons")?;
+            let found = reasons.iter().find(|reason| reason["reason"] == "hypercall").context("no hypercalls")?;
+            Ok((number(&found["exits"])?, number(&found["ticks"])?))
+        };
+        let (first, last) = (hypercalls(before)?, hypercalls(after)?);
+        Ok(Self {
+            boot: (number(&before[0]["exits"])?, number(&before[0]["ticks"])?),
+            null: (last.0 - first.0, last.1 - first.1, number(&bench["median"])?),
+            built: log.lines().find(|line| line.contains("enters at")).and_then(stamp),
+        })
+    }
+
+    fn figures(&self, stub: f64) -> Vec<Figure> {
+        let ((exits, ticks), (calls, call_ticks, median)) = (self.boot, self.null);
+        let figure = |name: &str, whole, hypervisor, exits| Figure { name: name.to_owned(), whole, hypervisor, exits };
+        let mut figures = vec![
+            figure("dom0_null_hypercall", Some(median), call_ticks / calls + stub, 1.0),
+            figure("dom0_boot", None, ticks + exits * stub, exits),
+        ];
+        if let Some(built) = self.built {
+            figures.push(figure("entry_to_dom0_built", Some(built), built, 0.0));
+        }
+        figures
+    }
+}
+
+fn number(value: &Value) -> Result<f64> {
+    value.as_f64().with_context(|| format!("{value} is no number"))
+}
+
+/// A log line's time in nanoseconds, which are instructions here: `(isthmus) [ 12.345678] INFO ...`.
+fn stamp(line: &str) -> Option<f64> {
+    let (seconds, _) = line.split_once('[')?.1.split_once(']')?;
+    Some((seconds.trim().parse::<f64>().ok()? * 1e9).round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "(isthmus) [    0.022199] INFO  d1 (bench): 64 MiB\r\n\
+        (d1) BENCH loop ops=1000 ticks=2000 hv=0 exits=0\r\n\
+        (d1) BENCH null_hypercall ops=1000 ticks=256000 hv=110000 exits=1000\r\n\
+        (d1) PASS something\r\n\
+        (d1) BENCH event_round_trip ops=100 ticks=160000 hv=110000 exits=200\r\n";
+
+    #[test]
+    fn the_null_hypercall_tells_what_counters_miss_of_an_exit() {
+        let report = Report::read(LOG).unwrap();
+        assert_eq!(report.stub, 256.0 - 2.0 - 4.0 - 110.0);
+        let null = Figure { name: "null_hypercall".into(), whole: Some(254.0), hypervisor: 250.0, exits: 1.0 };
+        assert_eq!(report.figures[0], null);
+        assert_eq!(report.figures[1].hypervisor, 1100.0 + 2.0 * 140.0);
+        assert_eq!(report.figures[1].weighed(), Some(1598.0 + 3000.0));
+        assert!(report.to_text().lines().nth(1).unwrap().ends_with("missed"));
+    }
+
+    #[test]
+    fn what_is_missing_or_failed_is_said() {
+        assert!(Report::read("").is_err());
+        let failed = format!("{LOG}(d1) FAIL a page is copied: got 1\n");
+        assert!(Report::read(&failed).err().unwrap().to_string().contains("a page is copied"));
+    }
+
+    #[test]
+    fn dom0s_figures_are_differences_of_its_counters() {
+        let counters = |calls: u64| {
+            json!([{ "exits": 8000, "ticks": 3_000_000,
+                     "reasons": [{ "reason": "hypercall", "exits": calls, "ticks": calls * 110 }] }])
+        };
+        let output = format!("{:#}\n{}\n{:#}\n", counters(100), json!({ "median": 900 }), counters(1100));
+        let dom0 = Dom0::read(&output, "(isthmus) [    0.041000] INFO  d0 (dom0): enters at 0x1\r\n").unwrap();
+        let figures = dom0.figures(140.0);
+        assert_eq!((figures[0].hypervisor, figures[0].whole), (250.0, Some(900.0)));
+        assert_eq!((figures[1].hypervisor, figures[1].exits), (3_000_000.0 + 8000.0 * 140.0, 8000.0));
+        assert_eq!(figures[2].whole, Some(41e6));
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `xtask bench`: what operations cost, counted in instructions.
+//!
+//! QEMU without KVM is told to advance time by one nanosecond an instruction, and its time-stamp counter then counts
+//! instructions: figures that do not depend on the machine they are taken on, and come out the same again. They say
+//! nothing of caches or of the price of an exit, which is why exits stand beside them.
+//!
+//! Two boots: a micro-guest that repeats single operations (`tests/guests/src/bin/bench.rs`), and dom0, whose counters
+//! are read when its shell answers. What the figures are held against is in [`figures`].
+
+mod figures;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use crate::compile::{self, Profile};
+use crate::console::{self, End, Log, Until};
+use crate::emulator::{self, Emulator, Machine};
+use crate::launch::{Launch, RunDir, Via};
+use crate::run::{self, guests::Guest};
+use crate::setup::{self, Purpose};
+use crate::{dom0, interrupt, report, shell};
+use figures::{Dom0, Report};
+
+const GUEST_MEMORY_MIB: u32 = 512;
+const DOM0_MEMORY_MIB: u32 = 2048;
+const GUEST_LIMIT: Duration = Duration::from_secs(120);
+const DOM0_LIMIT: Duration = Duration::from_secs(600);
+/// Read the counters, make null hypercalls, read them again.
+const DOM0_COMMAND: &str =
+    "isthmus counters 0 --json && isthmus bench null-hypercall --json && isthmus counters 0 --json";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure another hypervisor in the same way, for comparison
+    #[arg(long, value_enum)]
+    peer: Option<Peer>,
+    /// Only the micro-guest, which takes seconds, not dom0
+    #[arg(long)]
+    no_dom0: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    /// Xen from Debian's packages
+    Xen,
+}
+
+/// `xtask bench`.
+pub(crate) fn command(options: &Options) -> Result<ExitCode> {
+    if options.peer == Some(Peer::Xen) {
+        bail!(
+            "--peer xen is not available yet: nothing here boots Xen. The column `Xen 4.17` of the table was measured \
+             with Linux in its domains, not with these programs"
+        );
+    }
+    interrupt::catch()?;
+    setup::ensure(&[Emulator::Qemu.purposes(), &[Purpose::Compile]].concat())?;
+    let mut report = Report::read(&micro_guest()?)?;
+    if !options.no_dom0 {
+        setup::ensure(&[Purpose::Dom0])?;
+        report.dom0 = Some(in_dom0()?);
+    }
+    print!("{}", report.to_text());
+    if let Some(file) = &options.json {
+        let json = json!({ "unit": "instructions", "emulator": "qemu", "backend": "svm", "figures": report.to_json() });
+        std::fs::write(file, format!("{json:#}\n")).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn machine(boot: emulator::Boot, memory_mib: u32) -> Machine {
+    Machine { counts_instructions: true, ..Machine::new(boot, memory_mib) }
+}
+
+/// Boots the micro-guest; returns what the machine said.
+fn micro_guest() -> Result<String> {
+    let guests = compile::guests(Profile::Release)?;
+    let program = guests.iter().find(|program| program.name == "bench").context("there is no guest `bench`")?;
+    let dir = RunDir::create("bench")?;
+    let guest = Guest::parse(&program.path.display().to_string()).map_err(anyhow::Error::msg)?;
+    let launch = Launch {
+        hypervisor: compile::hypervisor(Profile::Release)?.path,
+        cmdline: run::hypervisor_cmdline(Emulator::Qemu, None),
+        modules: guest.modules(dir.path())?,
+    };
+    let boot = launch.prepare(Emulator::Qemu, Via::Quickest, dir.path())?;
+    report::step("measuring single operations in a micro-guest");
+    let log = Mutex::new(Log::default());
+    let mut said = Vec::new();
+    let mut running = emulator::start(Emulator::Qemu, machine(boot, GUEST_MEMORY_MIB), dir.path(), false)?;
+    let until = Until { deadline: Some(Instant::now() + GUEST_LIMIT), stop: None };
+    let end = console::watch(&mut running, &log, until, |bytes| {
+        said.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    ensure!(end == End::Status(0), "the micro-guest did not end well ({end:?}):\n{said}");
+    Ok(said)
+}
+
+/// Boots dom0 and reads its counters.
+fn in_dom0() -> Result<Dom0> {
+    let dir = RunDir::create("bench-dom0")?;
+    let launch = Launch {
+        hypervisor: compile::hypervisor(Profile::Release)?.path,
+        cmdline: run::hypervisor_cmdline(Emulator::Qemu, Some(&run::dom0_memory(DOM0_MEMORY_MIB))),
+        modules: dom0::modules(&dom0::Wanted::default(), dir.path())?,
+    };
+    let boot = launch.prepare(Emulator::Qemu, Via::Quickest, dir.path())?;
+    report::step("measuring dom0's boot and a hypercall from its user space");
+    let log_file = dir.path().join("log");
+    let log = Mutex::new(Log::to_file(&log_file)?);
+    let machine = Machine { has_nic: true, ..machine(boot, DOM0_MEMORY_MIB) };
+    let mut running = emulator::start(Emulator::Qemu, machine, dir.path(), true)?;
+    let deadline = Instant::now() + DOM0_LIMIT;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (end, talked) =
+        shell::attend(&mut running, &log, deadline, |channel| channel.run(DOM0_COMMAND, &mut out, &mut err, deadline))?;
+    let err = String::from_utf8_lossy(&err);
+    match talked {
+        Ok(Ok(0)) => {}
+        Ok(Ok(status)) => bail!("dom0's command ended with {status}: {err}"),
+        Ok(Err(failure)) | Err(failure) => bail!("dom0: {failure} (the machine's end: {end:?})"),
+    }
+    let log = std::fs::read(&log_file).context("reading the log")?;
+    Dom0::read(&String::from_utf8_lossy(&out), &String::from_utf8_lossy(&log))
+}
