@@ -9,3 +9,6 @@ pub mod control;
 pub mod cpuid;
 pub mod features;
 pub mod msr;
+
+#[cfg(test)]
+mod book_tests;

@@ -39,7 +39,7 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         0x7c => Exit::Wrmsr,
         0x7f => Exit::TripleFault,
         0x81 => Exit::Hypercall,
-        0x79 | 0x80 | 0x82..=0x86 | 0x8a | 0x8b | 0x8c | 0x8e => Exit::Forbidden(Fault::InvalidOpcode),
+        0x7a | 0x80 | 0x82..=0x86 | 0x8a | 0x8b | 0x8c | 0x8e => Exit::Forbidden(Fault::InvalidOpcode),
         0x8d => Exit::Xsetbv,
         0x400 => Exit::P2mFault(P2mFault {
             gpa: Gpa::new(vmcb.exit_info_2),

@@ -55,6 +55,18 @@ fn instructions() {
     check_eq("the FPU with CR0.TS raises #NM", vector_and_error(nm), Some((7, 0)));
     // SAFETY: as above.
     unsafe { asm!("clts") };
+    // SAFETY: as above, for all four: no guest has the instruction.
+    let vmrun = catch(|| unsafe { asm!(".byte 0x0f, 0x01, 0xd8", in("rax") 0_u64) });
+    check_eq("VMRUN raises #UD", vector_and_error(vmrun), Some((traps::UD, 0)));
+    // SAFETY: as above.
+    let invlpga = catch(|| unsafe { asm!(".byte 0x0f, 0x01, 0xdf", in("rax") 0_u64, in("ecx") 0) });
+    check_eq("INVLPGA raises #UD", vector_and_error(invlpga), Some((traps::UD, 0)));
+    // SAFETY: as above.
+    let vmxoff = catch(|| unsafe { asm!(".byte 0x0f, 0x01, 0xc4") });
+    check_eq("VMXOFF raises #UD", vector_and_error(vmxoff), Some((traps::UD, 0)));
+    // SAFETY: as above.
+    let monitor = catch(|| unsafe { asm!("monitor", in("rax") 0x10_0000_u64, in("ecx") 0, in("edx") 0) });
+    check_eq("MONITOR raises #UD", vector_and_error(monitor), Some((traps::UD, 0)));
 }
 
 fn protection() {
