@@ -194,6 +194,17 @@ pub(crate) unsafe fn set_cr3(root: Hpa) {
     unsafe { asm!("mov cr3, {}", in(reg) root.raw(), options(nostack, preserves_flags)) }
 }
 
+/// XGETBV: the value of an extended control register, of which every CPU with XSAVE has number 0.
+/// CR4.OSXSAVE must be set; without it the instruction is invalid.
+pub(crate) fn xgetbv(register: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading has no side effect.
+    unsafe {
+        asm!("xgetbv", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Writes an extended control register.
 ///
 /// # Safety

@@ -50,7 +50,7 @@ pub(crate) struct LazyState {
     layout: Layout,
     /// What the CPU supports; 0 stands for FXSAVE.
     supported: u64,
-    /// The guest's XCR0.
+    /// The guest's XCR0 while it is not in the CPU.
     xcr0: u64,
     debug: [u64; 4],
     loaded: bool,
@@ -88,9 +88,10 @@ impl LazyState {
         }
     }
 
-    /// The guest's XCR0.
+    /// The guest's XCR0. The CPU is asked while it has it: QEMU 7.2 without KVM does not intercept
+    /// XSETBV under SVM. All that the CPU supports is switched, so such a write harms nobody else.
     pub(crate) fn xcr0(&self) -> u64 {
-        self.xcr0
+        if self.loaded && self.supported != 0 { cpu::xgetbv(0) } else { self.xcr0 }
     }
 
     /// Sets the guest's XCR0, which the policy has checked against what the CPU supports.
@@ -133,6 +134,7 @@ impl LazyState {
 
     /// Takes the state out of the CPU.
     pub(crate) fn save(&mut self) {
+        self.xcr0 = self.xcr0();
         let area = self.area.as_ptr();
         if self.supported == 0 {
             // SAFETY: the area is 512 bytes and 64-byte aligned.
