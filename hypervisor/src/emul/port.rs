@@ -10,9 +10,11 @@ use guest_abi::console_io::DEBUG_PORT;
 use guest_abi::num::low_u8;
 
 use crate::addr::Gva;
+use crate::backend::Injection;
 use crate::domain::{Domain, Privileges};
 use crate::emul::decode::Simple;
 use crate::exit::IoAccess;
+use crate::guest_mem::{Fault, GuestSpace};
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::VcpuState;
 use crate::vcpu::exits::{Outcome, code_size, general_protection, skip};
@@ -88,14 +90,8 @@ fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
         let address = if access.is_in { state.regs.rdi } else { state.regs.rsi };
         let mut bytes = [0xff; 4];
         let element = &mut bytes[..usize::from(access.size)];
-        let moved = if access.is_in {
-            state.space().write_bytes(Gva::new(address), element)
-        } else {
-            // OUTS takes an FS or GS override; nobody uses one, and the base is usually zero.
-            state.space().read_bytes(Gva::new(address), element)
-        };
-        if moved.is_err() {
-            return general_protection(state);
+        if let Err(fault) = move_bytes(state.space(), access, address, element) {
+            return string_fault(state, access, address, fault);
         }
         if access.is_in {
             state.regs.rdi = address.wrapping_add(step);
@@ -110,6 +106,44 @@ fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
     if batch == count {
         skip(domain, state, Simple::Io);
     }
+}
+
+/// Moves one element, or some bytes of it, between memory and `bytes`. Where the p2m has no
+/// memory, all ones are read and what is written vanishes.
+fn move_bytes(space: &GuestSpace, access: IoAccess, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+    // OUTS takes an FS or GS override; nobody uses one, and the base is usually zero.
+    let moved = if access.is_in {
+        space.write_bytes(Gva::new(address), bytes)
+    } else {
+        space.read_bytes(Gva::new(address), bytes)
+    };
+    match moved {
+        Err(Fault::Hole | Fault::Refused) => Ok(()),
+        moved => moved,
+    }
+}
+
+/// Raises what the CPU would have raised for the element at `address`.
+fn string_fault(state: &mut VcpuState, access: IoAccess, address: u64, fault: Fault) {
+    const PRESENT: u32 = 1;
+    const WRITE: u32 = 1 << 1;
+    const RESERVED: u32 = 1 << 3;
+    const VECTOR_PF: u8 = 14;
+    let cause = match fault {
+        Fault::NotPresent => 0,
+        Fault::Protection => PRESENT,
+        Fault::Reserved => PRESENT | RESERVED,
+        // The instruction runs again.
+        Fault::Contended => return,
+        Fault::NotCanonical | Fault::Mode | Fault::Hole | Fault::Refused => return general_protection(state),
+    };
+    // An element may lie in two pages, of which the first is there.
+    let is_second = move_bytes(state.space(), access, address, &mut [0xff]).is_ok();
+    let mut cpu = state.hw.state();
+    cpu.cr2 = if is_second { (address | 0xfff).wrapping_add(1) } else { address };
+    state.hw.set_state(&cpu);
+    let error_code = Some(cause | if access.is_in { WRITE } else { 0 });
+    state.hw.inject(Injection::Exception { vector: VECTOR_PF, error_code });
 }
 
 #[cfg(test)]

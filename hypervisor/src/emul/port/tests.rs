@@ -159,21 +159,55 @@ fn strings_go_backwards_with_the_direction_flag() {
     assert_eq!(guest.regs().rdi, 4_u64.wrapping_neg(), "addresses wrap");
 }
 
+fn page_fault(error_code: u32) -> Option<Injection> {
+    Some(Injection::Exception { vector: 14, error_code: Some(error_code) })
+}
+
 #[test]
-fn a_buffer_that_is_not_there_faults_after_what_was_moved() {
+fn a_buffer_that_is_not_there_is_a_page_fault_after_what_was_moved() {
     let (_, guest) = Host::with_guest();
     let end = 128 << 12;
     guest.set_regs(|regs| (regs.rdi, regs.rcx) = (end - 8, 100));
     run_string(&guest, &[0xf3, 0x6d], string(NOBODYS, 4, true, true));
     let regs = guest.regs();
-    assert_eq!((regs.rdi, regs.rcx, guest.moved(), guest.take_queued()), (end, 98, 0, GP));
+    assert_eq!((regs.rdi, regs.rcx, guest.moved(), guest.take_queued()), (end, 98, 0, page_fault(2)));
+    assert_eq!(guest.cpu(0).state.cr2, end);
     guest.set_regs(|regs| (regs.rsi, regs.rcx) = (HOLE, u64::MAX));
     run_string(&guest, &[0xf3, 0x6f], string(NOBODYS, 4, false, true));
-    assert_eq!((guest.regs().rcx, guest.moved(), guest.take_queued()), (u64::MAX, 0, GP));
+    assert_eq!((guest.regs().rcx, guest.moved(), guest.take_queued()), (u64::MAX, 0, page_fault(0)));
+    assert_eq!(guest.cpu(0).state.cr2, HOLE);
     guest.protect(arg(1));
     guest.set_regs(|regs| (regs.rdi, regs.rcx) = (arg(1), 1));
     run_string(&guest, &[0xf3, 0x6d], string(NOBODYS, 4, true, true));
-    assert_eq!((guest.moved(), guest.take_queued()), (0, GP), "a read-only page");
+    assert_eq!((guest.moved(), guest.take_queued()), (0, page_fault(3)), "a read-only page");
+}
+
+#[test]
+fn an_element_across_two_pages_faults_at_the_one_that_is_not_there() {
+    let (_, guest) = Host::with_guest();
+    let end = 128 << 12;
+    guest.set_regs(|regs| (regs.rdi, regs.rcx) = (end - 2, 1));
+    run_string(&guest, &[0xf3, 0x6d], string(NOBODYS, 4, true, true));
+    assert_eq!((guest.regs().rcx, guest.take_queued(), guest.cpu(0).state.cr2), (1, page_fault(2), end));
+}
+
+#[test]
+fn a_buffer_at_no_address_is_a_general_protection_fault() {
+    let (_, guest) = Host::with_guest();
+    guest.set_regs(|regs| (regs.rsi, regs.rcx) = (1 << 63, 1));
+    run_string(&guest, &[0xf3, 0x6e], string(DEBUG, 1, false, true));
+    assert_eq!((guest.moved(), guest.take_queued()), (0, GP));
+}
+
+#[test]
+fn a_buffer_where_no_memory_is_takes_anything_and_gives_all_ones() {
+    let (_, guest) = Host::with_guest();
+    guest.set_page(100, 0xf000_0000 | 3);
+    for is_in in [true, false] {
+        guest.set_regs(|regs| (regs.rsi, regs.rdi, regs.rcx) = (100 << 12, 100 << 12, 3));
+        run_string(&guest, &[0xf3, 0x6e], string(DEBUG, 1, is_in, true));
+        assert_eq!((guest.regs().rcx, guest.moved(), guest.take_queued()), (0, 2, None));
+    }
 }
 
 #[test]
