@@ -1,7 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The list of checks that boot the hypervisor: without guests, and with micro-guests.
 
-use crate::{BOOT_FAILED, CRASH, Check, POWEROFF, SVM, Tier, VMX, guest};
+use crate::{BOOT_FAILED, CRASH, Check, Guest, POWEROFF, SVM, Tier, VMX, guest};
+
+/// Each with its own mark, and the other's to look for.
+const TWO_DOMAINS: &[Guest] = &[
+    Guest { program: "two_domains", words: "mem=16 -- mark=aaaa1111 other=bbbb2222" },
+    Guest { program: "two_domains", words: "mem=16 -- mark=bbbb2222 other=aaaa1111" },
+];
+
+const FPU_ISOLATION: &[Guest] = &[
+    Guest { program: "fpu_isolation", words: "mem=8 -- mark=1234567a8" },
+    Guest { program: "fpu_isolation", words: "mem=8 -- mark=fedcba98764" },
+];
 
 /// All of them.
 pub const CHECKS: &[Check] = &[
@@ -22,9 +33,14 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/local-apic", &[guest("lapic")]),
     Check::guests("guest/grants", &[guest("grants")]),
     Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]),
-    Check { limit_seconds: 120, ..Check::guests("guest/timers", &[guest("timers")]) },
+    Check::guests("guest/timers", &[guest("timers")]),
     Check::guests("guest/memory-isolation", &[guest("memory_isolation")]),
     Check::guests("guest/counters", &[guest("counters")]),
+    Check::guests("guest/two-domains", TWO_DOMAINS),
+    Check::guests("guest/fpu-isolation", FPU_ISOLATION),
+    Check::guests("guest/second-vcpu", &[Guest { program: "smp", words: "vcpus=2" }]),
+    Check::guests("guest/string-io", &[guest("string_io")]),
+    Check::guests("guest/wake-up", &[guest("hlt_wake")]),
     Check {
         tier: Tier::Long,
         bochs_model: "corei7_haswell_4770",

@@ -105,6 +105,26 @@ pub fn end_of_image() -> u64 {
     (&raw const image_end).addr() as u64
 }
 
+/// Runs `f` on the address of each free page of RAM below 4 GiB and counts those for which it holds.
+pub fn for_free_pages(mut f: impl FnMut(u64) -> bool) -> u32 {
+    let info = start_info();
+    let kept = [u64::from(entry().ebx), info.memmap_paddr, info.modlist_paddr, info.cmdline_paddr, info.rsdp_paddr];
+    let mut count = 0;
+    for entry in (0..).map_while(memmap).filter(|e| e.kind == MEMMAP_RAM) {
+        let first = entry.addr.max(end_of_image()).next_multiple_of(4096);
+        let end = (entry.addr + entry.size).min(1 << 32);
+        let mut page = first;
+        while page + 4096 <= end {
+            // Pages that the loader used, or next to them, are left alone.
+            if kept.iter().all(|k| page.abs_diff(*k) > 8192) {
+                count += u32::from(f(page));
+            }
+            page += 4096;
+        }
+    }
+    count
+}
+
 /// The command line; empty if there is none.
 #[must_use]
 pub fn cmdline() -> &'static CStr {

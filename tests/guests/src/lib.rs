@@ -20,8 +20,11 @@ pub mod events;
 pub mod grants;
 pub mod hypercall;
 pub mod paging;
+pub mod pair;
 pub mod report;
+pub mod sched;
 pub mod shared;
+pub mod smp;
 pub mod time;
 pub mod traps;
 

@@ -26,3 +26,27 @@ impl<T> Shared<T> {
         self.get().addr() as u64
     }
 }
+
+impl<const N: usize> Shared<[u8; N]> {
+    /// The byte at `at`.
+    ///
+    /// # Panics
+    /// If `at` is outside.
+    pub fn byte(&self, at: usize) -> u8 {
+        assert!(at < N);
+        let place = self.get().cast::<u8>().wrapping_add(at);
+        // SAFETY: inside the array; volatile, since others may write it.
+        unsafe { place.read_volatile() }
+    }
+
+    /// Stores a byte at `at`.
+    ///
+    /// # Panics
+    /// If `at` is outside.
+    pub fn put(&self, at: usize, byte: u8) {
+        assert!(at < N);
+        let place = self.get().cast::<u8>().wrapping_add(at);
+        // SAFETY: as in `byte`; nobody holds a reference into it.
+        unsafe { place.write_volatile(byte) };
+    }
+}

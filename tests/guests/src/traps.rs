@@ -115,12 +115,18 @@ pub(crate) fn init() {
         // SAFETY: the IDT is ours alone until it is loaded below.
         unsafe { (*IDT.get())[vector] = entry };
     }
+    allow_user_io(false);
+    // SAFETY: selector 0x28 was just written and is static.
+    unsafe { asm!("ltr {tss:x}", tss = in(reg) 0x28, options(nostack)) };
+    load_idt();
+}
+
+/// Makes this vCPU take its exceptions and interrupts by the table that [`init`] filled.
+pub(crate) fn load_idt() {
     let idt = address_of(IDT.get());
     let pointer = [0x0fff_u16, guest_abi::num::low_u16(idt), guest_abi::num::low_u16(idt >> 16), 0, 0];
-    // SAFETY: selector 0x28 and the IDT were just written and are static.
-    unsafe {
-        asm!("ltr {tss:x}", "lidt [{idt}]", tss = in(reg) 0x28, idt = in(reg) pointer.as_ptr(), options(nostack));
-    }
+    // SAFETY: the table is static and filled.
+    unsafe { asm!("lidt [{idt}]", idt = in(reg) pointer.as_ptr(), options(nostack)) };
 }
 
 #[unsafe(no_mangle)]
@@ -172,6 +178,14 @@ pub fn catch<F: FnMut()>(mut f: F) -> Option<Fault> {
     RECOVER_RSP.store(outer, Relaxed);
     // SAFETY: as above.
     unsafe { *LAST.get() }
+}
+
+/// Lets user code reach the first ports, 0x80 among them, or none: where the TSS says its port map is.
+pub fn allow_user_io(allowed: bool) {
+    // At 0 the map is the TSS itself, of which most is zero; at 104 there is none.
+    let base = if allowed { 0 } else { 104 };
+    // SAFETY: inside the TSS; the CPU reads it only when user code uses a port.
+    unsafe { (*TSS.get())[25] = base << 16 };
 }
 
 /// Runs user code at `entry` in ring 3, interrupts off, with RAX set, until it faults.

@@ -14,7 +14,6 @@
 #![no_std]
 #![no_main]
 
-use guest_abi::pvh::MEMMAP_RAM;
 use test_guests::paging::{self, PRESENT, WINDOW, WRITABLE};
 use test_guests::{boot, check, check_eq, cpu, guest, say};
 
@@ -24,7 +23,7 @@ const VA: u64 = WINDOW + 0x7654_3000;
 const MARK: u64 = 0x6973_7468_6d75_7321;
 
 fn main() {
-    let pages = for_free_pages(|page| {
+    let pages = boot::for_free_pages(|page| {
         // SAFETY: free RAM by the memory map, behind the image and outside what the loader left.
         let _ = unsafe { cpu::write(page, MARK ^ page) };
         true
@@ -37,29 +36,8 @@ fn main() {
     check("own RAM has not changed", own_pages_hold());
 }
 
-/// Runs `f` on each free page and counts those for which it holds.
-fn for_free_pages(mut f: impl FnMut(u64) -> bool) -> u32 {
-    let info = boot::start_info();
-    let kept =
-        [u64::from(boot::entry().ebx), info.memmap_paddr, info.modlist_paddr, info.cmdline_paddr, info.rsdp_paddr];
-    let mut count = 0;
-    for entry in (0..).map_while(boot::memmap).filter(|e| e.kind == MEMMAP_RAM) {
-        let first = entry.addr.max(boot::end_of_image()).next_multiple_of(4096);
-        let end = (entry.addr + entry.size).min(1 << 32);
-        let mut page = first;
-        while page + 4096 <= end {
-            // Pages that the loader used, or next to them, are left alone.
-            if kept.iter().all(|k| page.abs_diff(*k) > 8192) {
-                count += u32::from(f(page));
-            }
-            page += 4096;
-        }
-    }
-    count
-}
-
 fn own_pages_hold() -> bool {
-    let wrong = for_free_pages(|page| cpu::read(page) != Ok(MARK ^ page));
+    let wrong = boot::for_free_pages(|page| cpu::read(page) != Ok(MARK ^ page));
     wrong == 0
 }
 
