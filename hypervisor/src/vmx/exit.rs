@@ -152,6 +152,25 @@ impl ExitReason {
         self.0 & 1 << 31 != 0
     }
 
+    /// The exits that say all by their reason and never interrupt the delivery of an event: what
+    /// a guest does most.
+    #[inline]
+    #[must_use]
+    pub const fn plain(self) -> Option<Exit> {
+        if self.0 > 0xffff {
+            return None;
+        }
+        match self.basic() {
+            reason::CPUID => Some(Exit::Cpuid),
+            reason::HLT => Some(Exit::Halt),
+            reason::VMCALL => Some(Exit::Hypercall),
+            reason::RDMSR => Some(Exit::Rdmsr),
+            reason::WRMSR => Some(Exit::Wrmsr),
+            reason::PREEMPTION_TIMER => Some(Exit::Deadline),
+            _ => None,
+        }
+    }
+
     /// Whether an instruction caused the exit, so that the exit-instruction length is valid.
     #[must_use]
     pub const fn has_instruction_length(self) -> bool {
@@ -369,6 +388,15 @@ mod tests {
                 .find(|(reason, _)| *reason == number)
                 .map_or(Exit::Unexpected { raw: u64::from(number) }, |(_, exit)| *exit);
             assert_eq!(report(number, &[]), expected, "{}", ExitReason(u32::from(number)).name());
+        }
+    }
+
+    #[test]
+    fn plain_exits_are_decoded_alike() {
+        let plain: Vec<u16> = (0..80).filter(|number| ExitReason(u32::from(*number)).plain().is_some()).collect();
+        assert_eq!(plain.len(), 6);
+        for number in plain {
+            assert_eq!(ExitReason(u32::from(number)).plain(), Some(report(number, &[])), "{number}");
         }
     }
 

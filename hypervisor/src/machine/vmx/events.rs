@@ -28,17 +28,20 @@ pub(super) struct Events {
     is_window_wanted: bool,
     /// What the VMCS's controls hold.
     controls: Proc,
+    /// The next entry has something to do.
+    is_stale: bool,
 }
 
 impl Events {
     /// Nothing waits; `controls` are what the VMCS was given.
     pub(super) fn new(controls: Proc) -> Self {
-        Self { pending: Pending::default(), is_window_wanted: false, controls }
+        Self { pending: Pending::default(), is_window_wanted: false, controls, is_stale: false }
     }
 
     /// Forgets every event, for a vCPU that starts again.
     pub(super) fn reset(&mut self) {
         self.pending = Pending::default();
+        self.is_stale = true;
     }
 
     /// Queues what the caller injects.
@@ -48,11 +51,13 @@ impl Events {
             vmcs.visit(|vmcs| clear_shadow(&vmcs));
         }
         self.pending.inject(injection);
+        self.is_stale = true;
     }
 
     /// Asks for the caller's interrupt window.
     pub(super) const fn request_window(&mut self, wanted: bool) {
         self.is_window_wanted = wanted;
+        self.is_stale = true;
     }
 
     /// Whether nothing waits.
@@ -80,6 +85,7 @@ impl Events {
             vmcs.write_guest(Field::GUEST_INTERRUPTIBILITY, blocked & !BLOCKED_BY_NMI);
         }
         self.pending.interrupted(event);
+        self.is_stale = true;
     }
 
     /// After an exit by a fault: if an IRET had unblocked NMIs before it faulted, blocks them again.
@@ -95,6 +101,12 @@ impl Events {
     /// wait for.
     #[inline]
     pub(super) fn deliver(&mut self, vmcs: &Active<'_>) {
+        if self.is_stale {
+            self.bring_up_to_date(vmcs);
+        }
+    }
+
+    fn bring_up_to_date(&mut self, vmcs: &Active<'_>) {
         let mut windows = Proc::empty();
         if !self.pending.is_empty() {
             windows = self.deliver_pending(vmcs);
@@ -108,9 +120,9 @@ impl Events {
             // set, which negotiation required.
             unsafe { vmcs.write(Field::PROC_CONTROLS, u64::from(self.controls.bits())) };
         }
+        self.is_stale = !self.pending.is_empty();
     }
 
-    #[cold]
     fn deliver_pending(&mut self, vmcs: &Active<'_>) -> Proc {
         let delivery = self.pending.next(|| can_take_interrupt(vmcs), || can_take_nmi(vmcs));
         if let Some(event) = delivery.event {

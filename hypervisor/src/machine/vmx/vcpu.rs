@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One vCPU under VT-x: how its VMCS is filled, entered and left.
 //!
-//! An ordinary exit and the entry after it cost the backend two VMREADs (the reason, and whether an
-//! event was interrupted) and at most one VMWRITE (the preemption timer); all else is read when
-//! the handler asks. Controls, masks and shadows are ours alone, so they are remembered, not read.
+//! An ordinary exit and the entry after it cost the backend one VMREAD (the reason) and at most
+//! one VMWRITE (the preemption timer); all else is read when it matters or the handler asks.
+//! Controls, masks and shadows are ours alone, so they are remembered, not read.
 
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -210,39 +210,37 @@ impl VmxVcpu {
         };
         if value != self.timer {
             self.timer = value;
-            self.vmcs.write_guest(Field::PREEMPTION_TIMER, u64::from(value));
+            self.vmcs.active().write_guest(Field::PREEMPTION_TIMER, u64::from(value));
         }
     }
 
-    /// One entry and exit. `None` if there is nothing to report.
+    /// One entry, until the exit. `false` if the instruction itself failed.
     #[inline]
-    fn run_once(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Option<Exit> {
-        self.set_deadline(deadline);
-        self.vmcs.visit(|vmcs| self.events.deliver(&vmcs));
+    fn enter(&mut self, regs: &mut GuestRegs) -> bool {
         let is_launched = u64::from(self.vmcs.is_launched());
         // SAFETY: (1) the VMCS is current, with host state written by `load` on this pCPU; (2)
         // `regs` is exclusively borrowed and in the order that the stub knows; (3) `host_rsp` is
         // what the VMCS holds; (4) the EPT maps only what the p2m has checked.
         let failed = unsafe { vmx_run(regs, &raw mut self.host_rsp, is_launched) };
-        if failed != 0 {
-            return Some(self.entry_refused());
-        }
-        self.reason = ExitReason(low_u32(self.vmcs.read(Field::EXIT_REASON)));
+        failed == 0
+    }
+
+    /// The exits that are not [`ExitReason::plain`]. `None` if there is nothing to report.
+    fn decode(&mut self, regs: &GuestRegs) -> Option<Exit> {
         if self.reason.is_entry_failure() {
             self.explain_failure();
         } else {
             self.vmcs.note_launch();
-            self.vmcs.visit(|vmcs| self.events.collect(&vmcs));
+            self.events.collect(&self.vmcs.active());
         }
-        let decoded = self.vmcs.visit(|vmcs| decode(self.reason, regs, |field| vmcs.read(field)));
-        match decoded {
+        let vmcs = self.vmcs.active();
+        match decode(self.reason, regs, |field| vmcs.read(field)) {
             Decoded::Local(Local::NmiWindow) => None,
             Decoded::Report(exit) => self.finish(exit),
         }
     }
 
     /// What only this backend can do about an exit, before it is reported.
-    #[inline]
     fn finish(&mut self, exit: Exit) -> Option<Exit> {
         match exit {
             Exit::InterruptWindow if self.events.keeps_window() => return None,
@@ -359,9 +357,18 @@ const fn msr_field(msr: GuestMsr) -> Option<Field> {
 
 impl VcpuHw for VmxVcpu {
     fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
-        debug_assert!(self.vmcs.is_current());
         loop {
-            if let Some(exit) = self.run_once(regs, deadline) {
+            self.set_deadline(deadline);
+            self.events.deliver(&self.vmcs.active());
+            if !self.enter(regs) {
+                return self.entry_refused();
+            }
+            self.reason = ExitReason(low_u32(self.vmcs.active().read(Field::EXIT_REASON)));
+            if let Some(exit) = self.reason.plain() {
+                self.vmcs.note_launch();
+                return exit;
+            }
+            if let Some(exit) = self.decode(regs) {
                 return exit;
             }
         }

@@ -123,6 +123,16 @@ impl Vmcs {
         self.is_launched = true;
     }
 
+    /// Access to the fields of a vCPU that is scheduled in.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[inline]
+    pub(super) fn active(&self) -> Active<'_> {
+        assert!(self.is_current);
+        Active(self)
+    }
+
     /// Gives access to the fields, wherever the VMCS is. The caller has the vCPU to itself, so
     /// no other CPU has it loaded.
     #[inline]
