@@ -34,10 +34,54 @@ impl InputRing {
         }
         len
     }
+
+    /// Puts bytes back that were taken and could not be delivered, to be taken first the next time.
+    /// What has arrived since may have used up their room; then the last of it is dropped.
+    pub fn put_back(&self, taken: &[u8]) {
+        let mut bytes = self.0.lock();
+        bytes.truncate(CAPACITY - taken.len().min(CAPACITY));
+        for byte in taken.iter().rev() {
+            bytes.push_front(*byte);
+        }
+    }
 }
 
 impl Default for InputRing {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(ring: &InputRing, len: usize) -> std::vec::Vec<u8> {
+        let mut buffer = std::vec![0; len];
+        let len = ring.take(&mut buffer);
+        buffer.truncate(len);
+        buffer
+    }
+
+    #[test]
+    fn bytes_come_in_order_and_what_finds_no_room_is_dropped() {
+        let ring = InputRing::new();
+        assert!(taken(&ring, 4).is_empty());
+        (0..5000_u32).for_each(|i| ring.push(i.to_le_bytes()[0]));
+        assert_eq!(taken(&ring, 3), [0, 1, 2]);
+        assert_eq!(taken(&ring, 5000).len(), CAPACITY - 3);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first_and_the_queue_stays_bounded() {
+        let ring = InputRing::new();
+        b"abc".iter().for_each(|byte| ring.push(*byte));
+        assert_eq!(taken(&ring, 2), b"ab");
+        ring.put_back(b"ab");
+        assert_eq!(taken(&ring, 9), b"abc");
+        (0..CAPACITY).for_each(|_| ring.push(b'x'));
+        ring.put_back(b"ab");
+        assert_eq!(taken(&ring, 3), b"abx");
+        assert_eq!(taken(&ring, 5000).len(), CAPACITY - 3);
     }
 }

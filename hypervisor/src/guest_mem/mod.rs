@@ -168,7 +168,11 @@ impl GuestSpace {
         if dst.len() > PAGE_SIZE - gva.page_offset() {
             return self.read_across(gva, dst);
         }
-        let mfn = self.translate(gva, Access::Read)?;
+        let mfn = match self.translate(gva, Access::Read) {
+            // No bytes can be had anywhere.
+            Err(_) if dst.is_empty() => return Ok(()),
+            found => found?,
+        };
         self.memory.copy_out(mfn, gva.page_offset(), dst);
         Ok(())
     }
@@ -182,7 +186,10 @@ impl GuestSpace {
         if src.len() > PAGE_SIZE - gva.page_offset() {
             return self.write_across(gva, src);
         }
-        let mfn = self.translate(gva, Access::Write)?;
+        let mfn = match self.translate(gva, Access::Write) {
+            Err(_) if src.is_empty() => return Ok(()),
+            found => found?,
+        };
         self.memory.copy_in(mfn, gva.page_offset(), src);
         Ok(())
     }

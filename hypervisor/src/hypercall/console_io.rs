@@ -38,7 +38,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         }
         abi::CONSOLEIO_READ => {
             let len = call.hv.input.take(&mut buffer[..len]);
-            call.write_bytes(address, &buffer[..len])?;
+            call.write_bytes(address, &buffer[..len]).inspect_err(|_| call.hv.input.put_back(&buffer[..len]))?;
             Ok(Reply::Value(len as u64))
         }
         _ => Err(Errno::ENOSYS),

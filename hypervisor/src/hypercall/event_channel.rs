@@ -149,3 +149,6 @@ fn resolve(call: &Call<'_>, id: u16) -> DomId {
     let id = DomId::new(id);
     if id == DomId::SELF { call.domain.id } else { id }
 }
+
+#[cfg(test)]
+mod tests;

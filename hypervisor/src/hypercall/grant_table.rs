@@ -69,3 +69,6 @@ impl Parties for Hypervisor {
         removed.flush(&memory.tlb, self.machine, FlushSite::GrantUnmap);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,7 +63,8 @@ pub(crate) struct Call<'a> {
     pub(crate) domain: &'a Domain,
     pub(crate) vcpu: &'a Vcpu,
     pub(crate) state: &'a mut VcpuState,
-    is_space_renewed: bool,
+    /// The p2m's generation when the caller's memory was last looked at from the start.
+    seen_generation: Option<u64>,
 }
 
 /// Handles a hypercall exit.
@@ -77,7 +78,7 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
         state.finish_instruction(state.hw.rip().wrapping_add(INSTRUCTION_LENGTH));
         return Outcome::Resume;
     };
-    let result = dispatch(&mut Call { hv, domain, vcpu, state, is_space_renewed: false }, number);
+    let result = dispatch(&mut Call { hv, domain, vcpu, state, seen_generation: None }, number);
     let (value, outcome) = match result {
         Ok(Reply::Value(value)) => (value, Outcome::Resume),
         Err(error) => (error.to_rax(), Outcome::Resume),
@@ -136,12 +137,15 @@ impl Call<'_> {
         low_u32(self.arg0())
     }
 
-    /// The caller's memory, by virtual address, for the length of this hypercall.
+    /// The caller's memory, by virtual address. What was walked is remembered for the length of this
+    /// hypercall, but not over a removal from the p2m: the hypercall may have removed the very page
+    /// that it has to write to, and after the flush its frame may be somebody else's.
     pub(crate) fn space(&mut self) -> &GuestSpace {
-        if self.is_space_renewed {
+        let generation = Some(self.domain.tlb.generation());
+        if self.seen_generation == generation {
             return self.state.space();
         }
-        self.is_space_renewed = true;
+        self.seen_generation = generation;
         self.state.renew_space(self.domain.tlb.generation())
     }
 
@@ -181,3 +185,6 @@ impl Call<'_> {
         Err(if self.hv.domains.get(id).is_some() { Errno::ENOSYS } else { Errno::ESRCH })
     }
 }
+
+#[cfg(test)]
+mod tests;

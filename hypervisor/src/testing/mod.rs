@@ -18,6 +18,7 @@ pub(crate) use machine::{End, FakeMachine, ending};
 
 use core::sync::atomic::AtomicU64;
 use std::boxed::Box;
+use std::collections::BTreeMap;
 
 use guest_abi::DomId;
 
@@ -26,7 +27,7 @@ use crate::boot::cmdline::OnPanic;
 use crate::debug::DebugConsole;
 use crate::domain::{DomainTable, Privileges};
 use crate::facts::HostFacts;
-use crate::frame::{FrameTable, FreeFrames, Usage, test_table};
+use crate::frame::{FrameTable, FrameType, FreeFrames, Usage, test_table};
 use crate::hypervisor::Hypervisor;
 use crate::input::InputRing;
 use crate::p2m::Format;
@@ -98,6 +99,29 @@ impl Host {
     pub(crate) fn account(&self, domain: DomId) -> (Usage, u64) {
         let FreeFrames { total, .. } = self.hv.frames.free_frames();
         (self.hv.frames.account(domain).unwrap().0, total)
+    }
+
+    /// Holds the frame records against the accounts and the allocator: each frame is counted once.
+    pub(crate) fn check_books(&self) {
+        let frames = self.hv.frames;
+        let mut held: BTreeMap<u16, Usage> = BTreeMap::new();
+        let mut free = 0;
+        for mfn in (0..frames.nr_frames()).map(Mfn::new) {
+            let info = frames.info(mfn);
+            let usage = held.entry(info.owner.raw());
+            match info.kind {
+                FrameType::Ram => usage.or_default().ram += 1,
+                FrameType::Table | FrameType::Shared | FrameType::GrantFrame => usage.or_default().overhead += 1,
+                FrameType::Free => free += 1,
+                FrameType::NotRam | FrameType::Hypervisor | FrameType::Reserved => {}
+            }
+        }
+        assert_eq!(frames.free_frames().total, free);
+        for (_, domain) in self.hv.domains.iter() {
+            let usage = held.remove(&domain.id.raw()).unwrap_or_default();
+            assert_eq!(frames.account(domain.id).unwrap().0, usage, "{}", domain.id);
+        }
+        assert!(held.is_empty(), "frames of nobody: {held:?}");
     }
 
     /// Moves time on.

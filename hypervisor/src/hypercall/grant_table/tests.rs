@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Grants as hypercalls of two domains. What the operations mean is tested beside [`crate::grant`].
+
+use guest_abi::Gfn;
+use guest_abi::grant_table as abi;
+use guest_abi::hypercall::{HYPERVISOR_GRANT_TABLE_OP, HYPERVISOR_MEMORY_OP};
+use guest_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION};
+
+use super::*;
+use crate::p2m::P2mKind;
+use crate::testing::{GUEST, Guest, HOLE, Host, arg, failed};
+
+/// Where the mapper puts the granted page: guest frame and linear page.
+const AT: u64 = 300;
+const PAGE: u64 = 100;
+
+/// Two domains; the first grants its frame 50 to the second by reference 8.
+fn pair() -> (Host, Guest, Guest) {
+    let host = Host::new();
+    let (granter, mapper) = (Guest::new(host, 1, GUEST, 1), Guest::new(host, 2, GUEST, 1));
+    let table = granter.domain.grant_frame(0).unwrap();
+    let entry = u64::from(abi::GTF_PERMIT_ACCESS) | 2 << 16 | 50 << 32;
+    host.hv.mem.word(table, 8).store(entry, core::sync::atomic::Ordering::SeqCst);
+    mapper.set_page(PAGE, AT << 12 | 0b11);
+    (host, granter, mapper)
+}
+
+fn map(mapper: &Guest) -> u32 {
+    let op = abi::MapGrantRef {
+        host_addr: AT << 12,
+        flags: abi::GNTMAP_HOST_MAP,
+        reference: 8,
+        dom: 1,
+        ..Default::default()
+    };
+    mapper.put(arg(0), &op);
+    let args = [u64::from(abi::GNTTABOP_MAP_GRANT_REF), arg(0), 1];
+    assert_eq!(mapper.call(HYPERVISOR_GRANT_TABLE_OP, args), 0);
+    let op: abi::MapGrantRef = mapper.get(arg(0));
+    assert_eq!(op.status, abi::GNTST_OKAY);
+    op.handle
+}
+
+fn unmap(mapper: &Guest, handle: u32, at: u64) -> i64 {
+    let op = abi::UnmapGrantRef { host_addr: AT << 12, handle, status: 77, ..Default::default() };
+    // By the linear address, which may be one in the granted page itself.
+    let gpa = if at >> 12 == PAGE { (AT << 12) + at % 4096 } else { at };
+    mapper.put(gpa, &op);
+    mapper.call(HYPERVISOR_GRANT_TABLE_OP, [u64::from(abi::GNTTABOP_UNMAP_GRANT_REF), at, 1])
+}
+
+#[test]
+fn a_page_is_mapped_and_unmapped() {
+    let (host, granter, mapper) = pair();
+    let frame = granter.leaf(50).unwrap().mfn;
+    let handle = map(&mapper);
+    let leaf = mapper.leaf(AT).unwrap();
+    assert_eq!((leaf.mfn, leaf.kind, host.hv.frames.info(frame).count), (frame, P2mKind::GrantRw, 1));
+    assert_eq!(unmap(&mapper, handle, arg(0)), 0);
+    assert_eq!(mapper.get::<abi::UnmapGrantRef>(arg(0)).status, abi::GNTST_OKAY);
+    assert_eq!((mapper.leaf(AT), host.hv.frames.info(frame).count), (None, 0));
+    host.check_books();
+}
+
+#[test]
+fn a_status_is_not_written_to_a_page_that_was_just_unmapped() {
+    let (host, granter, mapper) = pair();
+    let frame = granter.leaf(50).unwrap().mfn;
+    let handle = map(&mapper);
+    // The granter has given the page up, so unmapping it makes it free for anybody.
+    granter.put(arg(1), &50_u64);
+    let list = MemoryReservation { extent_start: arg(1), nr_extents: 1, domid: 1, ..Default::default() };
+    assert_eq!(granter.result(HYPERVISOR_MEMORY_OP, XENMEM_DECREASE_RESERVATION, list), 1);
+    mapper.run(0);
+    assert_eq!(unmap(&mapper, handle, PAGE << 12), failed(Errno::EFAULT));
+    assert_eq!(mapper.leaf(AT), None);
+    let status = host.hv.mem.load_u32(frame, 20);
+    assert_eq!(status, 77, "the frame was written after it had been given back");
+    assert_eq!(mapper.domain.p2m_view.lookup(Gfn::new(AT)), None);
+    host.check_books();
+}
+
+#[test]
+fn a_list_goes_on_where_it_stopped() {
+    let (host, _, mapper) = pair();
+    let count = 100;
+    for n in 0..count {
+        let op = abi::MapGrantRef { host_addr: HOLE, reference: 9, dom: 1, ..Default::default() };
+        mapper.put((20 << 12) + n * 32, &op);
+    }
+    mapper.load_call(HYPERVISOR_GRANT_TABLE_OP, [u64::from(abi::GNTTABOP_MAP_GRANT_REF), 20 << 12, count]);
+    let mut left = count;
+    while mapper.hypercall_once().is_none() {
+        let regs = mapper.regs();
+        assert!(regs.rdx < left && regs.rsi == (20 << 12) + (count - regs.rdx) * 32);
+        left = regs.rdx;
+    }
+    assert_eq!(mapper.regs().rax, 0);
+    assert!((0..count).all(|n| mapper.get::<abi::MapGrantRef>((20 << 12) + n * 32).status < 0));
+    host.check_books();
+}
+
+#[test]
+fn bad_lists_are_refused() {
+    let (_, _, mapper) = pair();
+    let call =
+        |operation: u32, address, count| mapper.call(HYPERVISOR_GRANT_TABLE_OP, [u64::from(operation), address, count]);
+    for operation in [abi::GNTTABOP_MAP_GRANT_REF, abi::GNTTABOP_UNMAP_GRANT_REF, abi::GNTTABOP_COPY] {
+        assert_eq!(call(operation, HOLE, 0), 0);
+        assert_eq!(call(operation, HOLE, 1), failed(Errno::EFAULT));
+        assert_eq!(call(operation, arg(0), 1 << 31), failed(Errno::EINVAL));
+    }
+    for operation in [abi::GNTTABOP_DUMP_TABLE, abi::GNTTABOP_TRANSFER, 13, u32::MAX] {
+        assert_eq!(call(operation, arg(0), 1), failed(Errno::ENOSYS));
+    }
+}
