@@ -26,6 +26,7 @@ pub const CHECKS: &[Check] = &[
     Check { by_grub: true, ..Check::guests("guest/hello-by-grub", &[guest("hello")]).on(SVM) },
     Check::guests("guest/exceptions", &[guest("exceptions")]),
     Check::guests("guest/cpu-state", &[guest("cpu_state")]),
+    Check::guests("guest/mode-switch", &[guest("mode_switch")]),
     Check::guests("guest/cpuid-msr", &[guest("cpuid_msr")]),
     Check::guests("guest/hypercall-errors", &[guest("hypercall_errors")]),
     Check::guests("guest/pagetable-change", &[guest("pagetable_change")]),
