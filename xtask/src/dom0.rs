@@ -31,7 +31,7 @@ pub(crate) struct Wanted {
     /// dom0's kernel: a bzImage or ELF file, or 6.1 or 6.12 for Debian's [default: 6.1]
     #[arg(long, value_name = "FILE", conflicts_with = "guests")]
     pub(crate) kernel: Option<PathBuf>,
-    /// The folder with the modules of --kernel [default: the host's /lib/modules/<release>]
+    /// The folder with the modules of --kernel [default: the host's /lib/modules/RELEASE]
     #[arg(long, value_name = "DIR", conflicts_with_all = ["guests", "initrd"])]
     pub(crate) modules: Option<PathBuf>,
     /// Another root file system for dom0, as an initramfs
