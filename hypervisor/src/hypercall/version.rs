@@ -3,8 +3,8 @@
 //!
 //! Source: `xen/include/public/version.h` and `features.h` at 4.17.
 
-use guest_abi::Errno;
 use guest_abi::version as abi;
+use guest_abi::{Errno, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply};
 use crate::addr::PAGE_SIZE;
@@ -13,7 +13,6 @@ use crate::domain::Privileges;
 /// Errors: ENOSYS for an unknown query, EINVAL for a feature word other than 0, EFAULT.
 #[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
-    let argument = call.arg1();
     match call.operation() {
         abi::XENVER_VERSION => Ok(Reply::Value(u64::from(abi::XEN_MAJOR << 16 | abi::XEN_MINOR))),
         abi::XENVER_EXTRAVERSION => text::<{ abi::EXTRAVERSION_LEN }>(call, concat!("-isthmus", "-0.1")),
@@ -23,28 +22,36 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
             "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ",
         ),
         abi::XENVER_CHANGESET => text::<{ abi::CHANGESET_INFO_LEN }>(call, env!("CARGO_PKG_VERSION")),
-        abi::XENVER_PLATFORM_PARAMETERS => {
-            call.write(argument, &0_u64)?;
-            DONE
-        }
-        abi::XENVER_GET_FEATURES => {
-            let mut info: abi::FeatureInfo = call.read(argument)?;
-            if info.submap_idx != 0 {
-                return Err(Errno::EINVAL);
-            }
-            info.submap = features(call.domain.privileges);
-            call.write(argument, &info)?;
-            DONE
-        }
+        abi::XENVER_PLATFORM_PARAMETERS => write(call, &0_u64),
+        abi::XENVER_GET_FEATURES => get_features(call),
         abi::XENVER_PAGESIZE => Ok(Reply::Value(PAGE_SIZE as u64)),
-        abi::XENVER_GUEST_HANDLE => {
-            let mut handle = [0_u8; abi::DOMAIN_HANDLE_LEN];
-            handle[..2].copy_from_slice(&call.domain.id.raw().to_be_bytes());
-            call.write_bytes(argument, &handle)?;
-            DONE
-        }
+        abi::XENVER_GUEST_HANDLE => guest_handle(call),
         _ => Err(Errno::ENOSYS),
     }
+}
+
+// What writes is kept out of `handle`, so that the plain questions need no stack frame.
+#[inline(never)]
+fn write<T: Wire>(call: &mut Call<'_>, value: &T) -> HypercallResult {
+    call.write(call.arg1(), value)?;
+    DONE
+}
+
+#[inline(never)]
+fn get_features(call: &mut Call<'_>) -> HypercallResult {
+    let mut info: abi::FeatureInfo = call.read(call.arg1())?;
+    if info.submap_idx != 0 {
+        return Err(Errno::EINVAL);
+    }
+    info.submap = features(call.domain.privileges);
+    write(call, &info)
+}
+
+#[inline(never)]
+fn guest_handle(call: &mut Call<'_>) -> HypercallResult {
+    let mut handle = [0_u8; abi::DOMAIN_HANDLE_LEN];
+    handle[..2].copy_from_slice(&call.domain.id.raw().to_be_bytes());
+    write(call, &handle)
 }
 
 fn features(privileges: Privileges) -> u32 {
@@ -60,6 +67,7 @@ fn features(privileges: Privileges) -> u32 {
 }
 
 /// Writes a string into a zeroed field of `LEN` bytes.
+#[inline(never)]
 fn text<const LEN: usize>(call: &mut Call<'_>, text: &str) -> HypercallResult {
     let mut field = [0; LEN];
     let len = text.len().min(LEN - 1);

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::addr::{Mfn, Ticks};
-use crate::backend::{CpuidResult, GuestMsr, HostInterrupt, Injection, Machine, SegmentName, VcpuConfig, VcpuHw};
+use crate::backend::{
+    CpuidResult, GuestMsr, HostInterrupt, Injection, Machine, RunTimes, SegmentName, VcpuConfig, VcpuHw,
+};
 use crate::exit::Exit;
 use crate::policy::control::efer;
 use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
@@ -285,9 +287,12 @@ impl FakeVcpu {
 }
 
 impl VcpuHw for FakeVcpu {
-    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
-        let is_over = self.tsc.load(Ordering::SeqCst) >= deadline.raw();
-        self.cpu().run(regs, deadline, is_over)
+    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
+        let now = || Ticks::new(self.tsc.load(Ordering::SeqCst));
+        times.entered = now();
+        let exit = self.cpu().run(regs, deadline, times.entered >= deadline);
+        times.exited = now();
+        exit
     }
 
     fn load(&mut self) {

@@ -11,7 +11,7 @@ use super::exits::{self, Outcome};
 use super::regs::CpuState;
 use super::{NEVER, RunState, Vcpu, VcpuState};
 use crate::addr::{Nanos, Ticks};
-use crate::backend::{HostInterrupt, Injection};
+use crate::backend::{HostInterrupt, Injection, RunTimes};
 use crate::counters;
 use crate::domain::Domain;
 use crate::exit::Exit;
@@ -66,30 +66,30 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
     state.hw.load();
     vcpu.request_attention();
     let mut begin = hv.machine.tsc();
+    let mut times = RunTimes { entered: begin, exited: begin };
     let mut reason = counters::NR_REASONS - 1;
     loop {
-        let mut now = hv.machine.tsc();
+        // What falls due between the last exit and this entry ends the run that follows at once.
         let mut due = state.due();
-        if now >= due {
-            expire(domain, vcpu, state, now);
+        if begin >= due {
+            expire(domain, vcpu, state, begin);
             due = state.due();
         }
         if vcpu.take_attention() {
             if !attend(domain, vcpu, state) {
                 break;
             }
-            now = hv.machine.tsc();
             // Attention asked for while delivering: whatever waits behind this entry is due at once.
-            due = if vcpu.has_attention() { now } else { state.due() };
+            due = if vcpu.has_attention() { begin } else { state.due() };
         }
         let generation = domain.tlb.enter(pcpu::current());
         if generation != state.p2m_generation {
             state.p2m_generation = generation;
             state.hw.set_p2m(domain.tlb.root(), generation);
         }
-        vcpu.counters.ticks[reason].add(now.raw().wrapping_sub(begin.raw()));
-        let exit = state.hw.run(&mut state.regs, due.min(slice_end));
-        begin = hv.machine.tsc();
+        let exit = state.hw.run(&mut state.regs, due.min(slice_end), &mut times);
+        vcpu.counters.ticks[reason].add(times.entered.raw().wrapping_sub(begin.raw()));
+        begin = times.exited;
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);
         if exits::handle(hv, domain, vcpu, state, exit) == Outcome::Leave

@@ -23,7 +23,7 @@ use core::mem::offset_of;
 use guest_abi::isthmus;
 use guest_abi::num::to_usize;
 use hypervisor::addr::{Hpa, Mfn, Ticks};
-use hypervisor::backend::{GuestMsr, Injection, SegmentName, VcpuConfig, VcpuHw};
+use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::Exit;
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use spin::{Mutex, Once};
@@ -258,15 +258,17 @@ impl SvmVcpu {
 }
 
 impl VcpuHw for SvmVcpu {
-    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
+    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
         debug_assert!(self.is_loaded);
         apic::set_deadline(deadline);
         self.vmcb.rax = regs.rax;
+        times.entered = cpu::rdtsc();
         // SAFETY: (1) both control blocks are 4 KiB aligned, set up by `new` and `enable`, and
         // alive; (2) `regs` is exclusively borrowed and in the order that the stub knows; (3) the
         // nested tables map only what the p2m has checked; (4) the host state that VMLOAD brings
         // back was saved by `enable` on this CPU.
         unsafe { svm_run(self.vmcb_hpa.raw(), regs, self.shared.host_vmcb.raw()) };
+        times.exited = cpu::rdtsc();
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;
         self.requeue_interrupted_event();

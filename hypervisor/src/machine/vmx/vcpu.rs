@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::num::low_u32;
 use hypervisor::addr::{Mfn, Ticks};
-use hypervisor::backend::{GuestMsr, Injection, SegmentName, VcpuConfig, VcpuHw};
+use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::{ControlRegister, Exit};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use hypervisor::vmx::caps::{Capabilities, Proc2};
@@ -355,8 +355,10 @@ const fn msr_field(msr: GuestMsr) -> Option<Field> {
     }
 }
 
-impl VcpuHw for VmxVcpu {
-    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
+impl VmxVcpu {
+    /// Runs the guest until an exit that is not the backend's own.
+    #[inline]
+    fn run_to_exit(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
         loop {
             self.set_deadline(deadline);
             self.events.deliver(&self.vmcs.active());
@@ -372,6 +374,15 @@ impl VcpuHw for VmxVcpu {
                 return exit;
             }
         }
+    }
+}
+
+impl VcpuHw for VmxVcpu {
+    fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
+        times.entered = cpu::rdtsc();
+        let exit = self.run_to_exit(regs, deadline);
+        times.exited = cpu::rdtsc();
+        exit
     }
 
     fn load(&mut self) {
