@@ -3,6 +3,7 @@
 
 use guest_abi::hypercall::HYPERVISOR_SCHED_OP;
 use guest_abi::sched as sched_abi;
+use guest_abi::shared_info::{VCPU_PENDING_SEL, VCPU_UPCALL_PENDING};
 use guest_abi::{EvtchnPort, VcpuId};
 
 use super::*;
@@ -83,6 +84,39 @@ fn one_upcall_announces_many_events_and_none_is_lost() {
     guest.run(0);
     assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
     assert!(ports.iter().all(|port| guest.domain.events.is_pending(*port)));
+}
+
+/// The kernel looks at its events by itself: it clears the upcall and the selector.
+fn take_announcement(guest: &Guest) {
+    let place = guest.domain.events.vcpu_info(VcpuId::new(0)).unwrap();
+    guest.host.hv.mem.write(place.mfn(), place.page_offset() + VCPU_UPCALL_PENDING, &[0]);
+    guest.host.hv.mem.write(place.mfn(), place.page_offset() + VCPU_PENDING_SEL, &[0; 8]);
+}
+
+#[test]
+fn events_that_the_kernel_took_with_interrupts_off_are_not_announced() {
+    let (_, guest) = guest();
+    guest.cpu(0).set_interrupts(false);
+    guest.raise(0);
+    guest.run(0);
+    take_announcement(&guest);
+    guest.cpu(0).irets();
+    guest.run(0);
+    assert!(guest.cpu(0).delivered.is_empty() && !guest.cpu(0).window);
+    guest.raise(0);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).vectors(), [CALLBACK], "the next one is");
+}
+
+#[test]
+fn hlt_sleeps_over_events_that_the_kernel_took() {
+    let (host, guest) = guest();
+    guest.raise(0);
+    take_announcement(&guest);
+    guest.vcpu(0).take_attention();
+    guest.code(&[0xf4]);
+    guest.exit(Exit::Halt);
+    assert_eq!(next(host), Next::Idle { until: NEVER });
 }
 
 #[test]
