@@ -14,6 +14,14 @@ const FPU_ISOLATION: &[Guest] = &[
     Guest { program: "fpu_isolation", words: "mem=8 -- mark=fedcba98764" },
 ];
 
+const HASWELL: &str = "corei7_haswell_4770";
+const BROADWELL: &str = "broadwell_ult";
+
+/// A check on a CPU model that has less than the usual one, or other widths of registers.
+const fn on_model(name: &'static str, guests: &'static [Guest], bochs_model: &'static str) -> Check {
+    Check { tier: Tier::Long, bochs_model, ..Check::guests(name, guests).on(VMX) }
+}
+
 /// All of them.
 pub const CHECKS: &[Check] = &[
     Check::boot("boot/nothing-to-start", BOOT_FAILED, &["Isthmus", "cannot start:"]),
@@ -42,11 +50,15 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/second-vcpu", &[Guest { program: "smp", words: "vcpus=2" }]),
     Check::guests("guest/string-io", &[guest("string_io")]),
     Check::guests("guest/wake-up", &[guest("hlt_wake")]),
-    Check {
-        tier: Tier::Long,
-        bochs_model: "corei7_haswell_4770",
-        ..Check::guests("guest/exceptions-on-an-older-cpu", &[guest("exceptions")]).on(VMX)
-    },
+    Check::guests("guest/second-vcpu-timers", &[Guest { program: "smp_timers", words: "vcpus=2" }]),
+    on_model("guest/exceptions-on-haswell", &[guest("exceptions")], HASWELL),
+    on_model("guest/cpuid-msr-on-haswell", &[guest("cpuid_msr")], HASWELL),
+    on_model("guest/local-apic-on-haswell", &[guest("lapic")], HASWELL),
+    on_model("guest/timers-on-haswell", &[guest("timers")], HASWELL),
+    on_model("guest/fpu-isolation-on-haswell", FPU_ISOLATION, HASWELL),
+    on_model("guest/cpuid-msr-on-broadwell", &[guest("cpuid_msr")], BROADWELL),
+    on_model("guest/fpu-isolation-on-broadwell", FPU_ISOLATION, BROADWELL),
+    on_model("guest/second-vcpu-on-broadwell", &[Guest { program: "smp", words: "vcpus=2" }], BROADWELL),
     Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH),
     Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF),
     Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH),
