@@ -184,3 +184,6 @@ impl Hypervisor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

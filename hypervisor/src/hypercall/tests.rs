@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The door, and the hypercalls that are answered in a few lines.
 
+use std::vec::Vec;
+
 use guest_abi::hypercall as number;
 use guest_abi::num::low_u8;
 use guest_abi::{Errno, Wire, vcpu as vcpu_abi};
 use guest_abi::{console_io, hvm, isthmus, physdev, platform, sched, shared_info, version};
-use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof, proptest};
+
+use core::sync::atomic::Ordering;
 
 use super::*;
 use crate::addr::{Nanos, Ticks};
@@ -521,7 +525,7 @@ fn counters_of_others_are_for_who_controls_them() {
 // --- Anything at all.
 
 /// What a guest may put where a number is expected.
-fn word() -> impl Strategy<Value = u64> {
+fn word() -> BoxedStrategy<u64> {
     prop_oneof![
         6 => 0_u64..16,
         3 => 30_u64..130,
@@ -529,8 +533,11 @@ fn word() -> impl Strategy<Value = u64> {
         1 => (0_u64..128).prop_map(|page| (page << 12) + 4080),
         1 => prop_oneof![Just(u64::from(SELF)), Just(HOLE), Just(u64::MAX), Just(1_u64 << 31), Just(1_u64 << 36)],
         1 => any::<u64>(),
+        2 => (0_u64..200).prop_map(|page| page << 12),
+        3 => (0_u64..8, 0_u64..8).prop_map(|(low, high)| high << 32 | low),
         1 => (any::<u32>(), 0_u64..200).prop_map(|(high, low)| u64::from(high) << 32 | low),
     ]
+    .boxed()
 }
 
 /// A hypercall with what lies where its arguments point.
@@ -539,24 +546,75 @@ struct Random {
     number: u32,
     args: [u64; 3],
     memory: [u64; 8],
+    list: Vec<u64>,
 }
 
-fn random() -> impl Strategy<Value = Random> {
+/// A guest frame that a domain may well have something at.
+fn gfn() -> BoxedStrategy<u64> {
+    prop_oneof![8 => 20_u64..70, 1 => 100_u64..160, 1 => word()].boxed()
+}
+
+/// Anything for any call.
+fn any_call() -> impl Strategy<Value = (u32, [u64; 3], [u64; 8])> {
     let number = prop_oneof![20 => proptest::sample::select(&KNOWN[..]), 1 => any::<u32>()];
     let operation = prop_oneof![8 => 0_u64..33, 1 => any::<u64>(), 1 => (0_u64..1024).prop_map(|n| n << 6 | 1)];
     let pointer = prop_oneof![6 => Just(arg(0)), 1 => word()];
     (number, operation, pointer, word(), proptest::array::uniform8(word()))
-        .prop_map(|(number, first, second, third, memory)| Random { number, args: [first, second, third], memory })
+        .prop_map(|(number, first, second, third, memory)| (number, [first, second, third], memory))
+}
+
+/// Calls about memory that make sense more often than not.
+fn memory_call() -> impl Strategy<Value = (u32, [u64; 3], [u64; 8])> {
+    const GRANTS: u32 = number::HYPERVISOR_GRANT_TABLE_OP;
+    let me = u64::from(SELF);
+    let memory = |operation: u64, argument| (number::HYPERVISOR_MEMORY_OP, [operation, arg(0), 0], argument);
+    let order = prop_oneof![9 => Just(0_u64), 1 => Just(9_u64)];
+    let reservation = (prop_oneof![Just(1_u64), Just(6_u64)], 0_u64..33, order)
+        .prop_map(move |(operation, count, order)| memory(operation, [arg(1), count, order, me, 0, 0, 0, 0]));
+    let place = (0_u64..2, 0_u64..3, gfn())
+        .prop_map(move |(space, index, gfn)| memory(7, [me | space << 32, index, gfn, 0, 0, 0, 0, 0]));
+    let remove = gfn().prop_map(move |gfn| memory(15, [me, gfn, 0, 0, 0, 0, 0, 0]));
+    let map = (gfn(), 0_u64..9, 0_u64..4, 0_u64..4).prop_map(|(gfn, reference, domain, read_only)| {
+        let flags = 2 | (read_only & 1) << 2;
+        (GRANTS, [0, arg(0), 1], [gfn << 12, flags | reference << 32, domain, 0, 0, 0, 0, 0])
+    });
+    let unmap =
+        (gfn(), 0_u64..12).prop_map(|(gfn, handle)| (GRANTS, [1, arg(0), 1], [gfn << 12, 0, handle, 0, 0, 0, 0, 0]));
+    let info = (0_u64..3, gfn(), 0_u64..70).prop_map(|(vcpu, gfn, offset)| {
+        (number::HYPERVISOR_VCPU_OP, [10, vcpu, arg(0)], [gfn, offset * 64, 0, 0, 0, 0, 0, 0])
+    });
+    prop_oneof![5 => reservation, 2 => place, 1 => remove, 3 => map, 2 => unmap, 1 => info]
+}
+
+fn random() -> impl Strategy<Value = Random> {
+    let call = prop_oneof![1 => any_call().boxed(), 2 => memory_call().boxed()];
+    (call, proptest::collection::vec(gfn(), 32)).prop_map(|((number, args, memory), list)| Random {
+        number,
+        args,
+        memory,
+        list,
+    })
 }
 
 /// Makes random hypercalls from each domain in turn; the books are right after each.
 fn storm(calls: &[Random]) {
     let host = Host::new();
     let guests = [Guest::new(host, 0, DOM0, 1), Guest::new(host, 1, GUEST, 2), Guest::new(host, 2, GUEST, 1)];
+    for (guest, peer) in guests.iter().zip([1, 2, 1]) {
+        // What each grants: some of its pages, one by two references, one of them read-only.
+        let table = guest.domain.grant_frame(0).unwrap();
+        for (reference, gfn) in [30, 31, 32, 33, 33, 34, 200, 10].into_iter().enumerate() {
+            let flags = if reference == 3 { 1 | 1 << 2 } else { 1 };
+            host.hv.mem.word(table, reference).store(gfn << 32 | peer << 16 | flags, Ordering::SeqCst);
+        }
+    }
     for (call, guest) in calls.iter().zip(guests.iter().cycle()) {
         // The argument's page may be gone, or be something else by now.
         let space = crate::guest_mem::GuestPhys::new(guest.domain.p2m_view);
         let _ = space.write(guest_abi::Gpa::new(arg(0)), &call.memory);
+        for (n, gfn) in (0..).zip(&call.list) {
+            let _ = space.write(guest_abi::Gpa::new(arg(1) + n * 8), gfn);
+        }
         guest.load_call(call.number, call.args);
         // Long ones are left in the middle.
         for _ in 0..8 {
@@ -600,16 +658,16 @@ fn random_exit() -> impl Strategy<Value = Exit> {
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config::with_cases(32))]
+    #![proptest_config(proptest::test_runner::Config::with_cases(16))]
 
     #[test]
-    fn no_hypercall_breaks_the_books(calls in proptest::collection::vec(random(), 1..120)) {
+    fn no_hypercall_breaks_the_books(calls in proptest::collection::vec(random(), 1..250)) {
         storm(&calls);
     }
 
     #[test]
     fn every_exit_ends_in_a_step_or_an_exception(
-        exits in proptest::collection::vec((random_exit(), any::<[u8; 16]>(), proptest::array::uniform4(word())), 1..60)
+        exits in proptest::collection::vec((random_exit(), any::<[u8; 16]>(), proptest::array::uniform4(word())), 1..100)
     ) {
         let (host, guest) = Host::with_guest();
         for (exit, code, [rax, rcx, rdx, rsi]) in exits {

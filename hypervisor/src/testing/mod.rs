@@ -52,16 +52,21 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A host with 10 MiB of memory, of which the first 2 MiB can be dom0's identity map.
+    /// A host with 4 MiB of memory, of which the first 128 frames can be dom0's identity map. They are
+    /// never given back, so a test makes few of them.
     pub(crate) fn new() -> Self {
-        Self::with_format(Format::Npt)
+        Self::with(1024, 128)
     }
 
-    pub(crate) fn with_format(format: Format) -> Self {
-        const FRAMES: usize = 2560;
+    /// A host with 10 MiB, four times 2 MiB of them free.
+    pub(crate) fn large() -> Self {
+        Self::with(2560, 512)
+    }
+
+    fn with(nr_frames: usize, first_free: u64) -> Self {
         let machine: &'static FakeMachine = Box::leak(Box::new(FakeMachine::new(START)));
-        let frames: &'static FrameTable = test_table(FRAMES);
-        frames.add_free(Mfn::new(512)..Mfn::new(FRAMES as u64)).unwrap();
+        let frames: &'static FrameTable = test_table(nr_frames);
+        frames.add_free(Mfn::new(first_free)..Mfn::new(nr_frames as u64)).unwrap();
         let hv = Hypervisor {
             machine,
             mem: frames.mem(),
@@ -73,7 +78,7 @@ impl Host {
             attention: Box::leak(Box::new(Attention::default())),
             input: InputRing::new(),
             on_panic: OnPanic::Exit,
-            format,
+            format: Format::Npt,
             largest_leaf: Order::GIB_1,
             phys_bits: 40,
             keeps_com1: true,

@@ -26,7 +26,7 @@ fn build(host: Host, spec: &GuestSpec<'_>, kernel: &[u8]) -> Result<Arc<Domain>,
 
 /// A guest from a module, as the fixture drives it.
 fn built() -> (Host, Guest) {
-    let host = Host::new();
+    let host = Host::large();
     let domain = build(host, &spec(2 * MIB, 2), &kernel()).unwrap();
     host.hv.domains.insert(domain.clone());
     (host, Guest::of(host, domain))

@@ -21,7 +21,8 @@ fn pair() -> (Host, Guest, Guest) {
     let table = granter.domain.grant_frame(0).unwrap();
     let entry = u64::from(abi::GTF_PERMIT_ACCESS) | 2 << 16 | 50 << 32;
     host.hv.mem.word(table, 8).store(entry, core::sync::atomic::Ordering::SeqCst);
-    mapper.set_page(PAGE, AT << 12 | 0b11);
+    // Marked dirty, so that a walk for reading is remembered for writing.
+    mapper.set_page(PAGE, AT << 12 | 0b110_0011);
     (host, granter, mapper)
 }
 
