@@ -120,7 +120,7 @@ fn apply_options(line: &str) -> Options {
     }
     log::info!("command line: {line}");
     for complaint in complaints {
-        log::warn!("command line: {complaint}");
+        log::warn!("{complaint}");
     }
     options
 }

@@ -39,8 +39,8 @@ pub const EFER_LMA: u64 = 1 << 10;
 pub const CR0_MASK: u64 = CR0_NE | CR0_NW | CR0_CD;
 
 /// The bits of CR4 that are the guest's: VME PVI TSD DE PSE PAE, PGE PCE OSFXSR OSXMMEXCPT
-/// UMIP, FSGSBASE PCIDE OSXSAVE, SMEP SMAP PKE. Where the CPU lacks one, it refuses it itself.
-const CR4_FREE: u64 = 0x3f | 0xf << 7 | 1 << 11 | 0x7 << 16 | 0x7 << 20;
+/// UMIP, FSGSBASE PCIDE OSXSAVE, SMEP SMAP. Where the CPU lacks one, it refuses it itself.
+const CR4_FREE: u64 = 0x3f | 0xf << 7 | 1 << 11 | 0x7 << 16 | 0x3 << 20;
 
 /// The bits of CR4 that exit when the guest changes them.
 pub const CR4_MASK: u64 = !CR4_FREE;

@@ -21,7 +21,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use guest_abi::isthmus;
-use guest_abi::num::to_usize;
+use guest_abi::num::{low_u8, to_usize};
 use hypervisor::addr::{Hpa, Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::Exit;
@@ -64,6 +64,7 @@ const CR0_PG: u64 = 1 << 31;
 const RFLAGS_IF: u64 = 1 << 9;
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_ERROR: u64 = 1 << 11;
+const EVENT_INTERRUPT: u64 = 0;
 const EVENT_NMI: u64 = 2 << 8;
 const EVENT_EXCEPTION: u64 = 3 << 8;
 const EVENT_TYPE: u64 = 7 << 8;
@@ -197,6 +198,8 @@ pub(crate) struct SvmVcpu {
     tsc_aux: u64,
     root: Mfn,
     generation: u64,
+    /// An interrupt that had to make place for a window, to be injected when that opens.
+    deferred: Option<u8>,
     is_loaded: bool,
 }
 
@@ -227,6 +230,7 @@ impl SvmVcpu {
             tsc_aux: 0,
             root: config.p2m_root,
             generation: 0,
+            deferred: None,
             is_loaded: false,
         })
     }
@@ -250,9 +254,33 @@ impl SvmVcpu {
         if info & EVENT_VALID == 0 || info & EVENT_TYPE == EVENT_SOFTWARE {
             return;
         }
+        // The virtual interrupt itself, which the CPU has not taken off the queue.
+        if info & EVENT_TYPE == EVENT_INTERRUPT && self.has_virtual_interrupt() {
+            return;
+        }
         let is_breakpoint = info & EVENT_TYPE == EVENT_EXCEPTION && matches!(info & 0xff, 3 | 4);
         if !is_breakpoint {
             self.vmcb.event_inj = info;
+        }
+    }
+}
+
+impl SvmVcpu {
+    /// A virtual interrupt is queued that was injected, not one that asks for a window.
+    const fn has_virtual_interrupt(&self) -> bool {
+        self.vmcb.v_intr & v_intr::IRQ != 0 && self.vmcb.intercept_1 & intercept1::VINTR == 0
+    }
+
+    /// Makes the virtual interrupt free to serve as a window: one that was injected becomes an
+    /// event, now or, where another event is queued, when the window opens.
+    fn free_virtual_interrupt(&mut self) {
+        if self.has_virtual_interrupt() {
+            let vector = low_u8(self.vmcb.v_intr >> v_intr::VECTOR_SHIFT);
+            if self.vmcb.event_inj & EVENT_VALID == 0 {
+                self.vmcb.event_inj = EVENT_VALID | u64::from(vector);
+            } else {
+                self.deferred = Some(vector);
+            }
         }
     }
 }
@@ -272,7 +300,13 @@ impl VcpuHw for SvmVcpu {
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;
         self.requeue_interrupted_event();
-        exit::decode(&self.vmcb)
+        let exit = exit::decode(&self.vmcb);
+        if exit == Exit::InterruptWindow
+            && let Some(vector) = self.deferred.take()
+        {
+            self.vmcb.event_inj = EVENT_VALID | u64::from(vector);
+        }
+        exit
     }
 
     fn load(&mut self) {
@@ -372,7 +406,10 @@ impl VcpuHw for SvmVcpu {
         vmcb.efer = state.efer | EFER_SVME;
         vmcb.dr7 = state.dr7;
         vmcb.g_pat = state.pat;
+        self.deferred = None;
         vmcb.event_inj = 0;
+        vmcb.v_intr = v_intr::MASKING;
+        vmcb.intercept_1 &= !intercept1::VINTR;
         vmcb.interrupt_shadow = 0;
         self.lazy.set_xcr0(state.xcr0);
     }
@@ -467,11 +504,18 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn has_queued_event(&self) -> bool {
-        self.vmcb.event_inj & EVENT_VALID != 0
+        self.vmcb.event_inj & EVENT_VALID != 0 || self.deferred.is_some() || self.has_virtual_interrupt()
     }
 
     fn inject(&mut self, event: Injection) {
         self.vmcb.event_inj = match event {
+            // As a virtual interrupt where none serves as a window: QEMU without KVM delivers an
+            // injected event of type interrupt a second time, whatever IF says, if its CPU loop is
+            // left before the next exception.
+            Injection::Interrupt { vector } if self.vmcb.intercept_1 & intercept1::VINTR == 0 => {
+                self.vmcb.v_intr = v_intr::QUEUED | u64::from(vector) << v_intr::VECTOR_SHIFT;
+                return;
+            }
             Injection::Interrupt { vector } => EVENT_VALID | u64::from(vector),
             Injection::Nmi => EVENT_VALID | EVENT_NMI | 2,
             Injection::Exception { vector, error_code: None } => EVENT_VALID | EVENT_EXCEPTION | u64::from(vector),
@@ -484,9 +528,10 @@ impl VcpuHw for SvmVcpu {
     fn request_window(&mut self, wanted: bool) {
         // A virtual interrupt of the highest priority that exits just before it is taken.
         if wanted {
-            self.vmcb.v_intr = v_intr::MASKING | v_intr::IRQ | v_intr::PRIORITY_MAX | v_intr::IGNORE_TPR;
+            self.free_virtual_interrupt();
+            self.vmcb.v_intr = v_intr::QUEUED;
             self.vmcb.intercept_1 |= intercept1::VINTR;
-        } else {
+        } else if self.vmcb.intercept_1 & intercept1::VINTR != 0 && self.deferred.is_none() {
             self.vmcb.v_intr = v_intr::MASKING;
             self.vmcb.intercept_1 &= !intercept1::VINTR;
         }

@@ -166,7 +166,9 @@ pub(super) mod intercept2 {
 /// Fields of the virtual-interrupt word (offset 0x60).
 pub(super) mod v_intr {
     pub(in super::super) const IRQ: u64 = 1 << 8;
-    pub(in super::super) const PRIORITY_MAX: u64 = 0xf << 16;
-    pub(in super::super) const IGNORE_TPR: u64 = 1 << 20;
     pub(in super::super) const MASKING: u64 = 1 << 24;
+    /// Where the vector of the virtual interrupt is.
+    pub(in super::super) const VECTOR_SHIFT: u32 = 32;
+    /// A virtual interrupt of the highest priority that the virtual TPR does not hold back.
+    pub(in super::super) const QUEUED: u64 = MASKING | IRQ | 0xf << 16 | 1 << 20;
 }
