@@ -169,6 +169,16 @@ fn control_registers_take_what_the_cpu_would() {
 }
 
 #[test]
+fn a_write_that_the_cpu_has_decoded_is_not_read_again() {
+    let (_, guest) = Host::with_guest();
+    guest.code(&[0xcc]);
+    let next = guest.cpu(0).state.rip + 3;
+    guest.cpu(0).next_rip = Some(next);
+    guest.exit(Exit::ControlWrite { register: ControlRegister::Cr8, value: Some(6) });
+    assert_eq!((guest.state(0).lapic.cr8(), guest.moved()), (6, 3));
+}
+
+#[test]
 fn cr8_is_read_into_the_register_that_the_cpu_or_the_code_names() {
     let (_, guest) = Host::with_guest();
     assert!(control(&guest, ControlRegister::Cr8, 5));

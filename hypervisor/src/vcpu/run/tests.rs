@@ -196,6 +196,18 @@ fn an_exception_comes_before_an_interrupt_that_became_pending_meanwhile() {
     assert_eq!(guest.cpu(0).delivered, [fault, interrupt(CALLBACK)]);
 }
 
+#[test]
+fn a_window_that_nobody_needs_any_more_is_closed() {
+    let (_, guest) = guest();
+    guest.cpu(0).set_interrupts(false);
+    guest.vcpu(0).lapic.post(0x40, Trigger::Edge);
+    guest.run(0);
+    assert!(guest.cpu(0).window);
+    guest.state(0).lapic.set_cr8(0xf).unwrap();
+    guest.run(0);
+    assert!(!guest.cpu(0).window);
+}
+
 // --- Sleeping and waking.
 
 #[test]
@@ -337,6 +349,11 @@ fn a_poll_times_out_once() {
     guest.run(0);
     let state = guest.state(0);
     assert_eq!((state.is_polling, state.poll_timeout), (false, NEVER));
+    drop(state);
+    // Nobody polls any more: a masked event is no news.
+    host.hv.mem.word(guest.domain.shared_info, 2560 / 8).store(u64::MAX, Ordering::SeqCst);
+    guest.domain.events.send(port, &*guest.domain, &host.hv.domains).unwrap();
+    assert!(!guest.vcpu(0).has_attention());
 }
 
 #[test]
@@ -440,6 +457,22 @@ fn a_vcpu_that_always_wakes_at_once_starves_nobody() {
         run_slice(host.hv, &mut turns);
     }
     assert!(other.cpu(0).entries >= 4, "{} of 100 slices", other.cpu(0).entries);
+}
+
+#[test]
+fn the_timer_of_a_domain_that_has_ended_ends_no_slice() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    other.state(0).timer = host.hv.clock.when(Nanos::new(500));
+    other.code(&[0xf4]);
+    other.cpu(0).exits(Exit::Halt);
+    other.run(0);
+    let mut turns = turns(host);
+    run_slice(host.hv, &mut turns);
+    assert_eq!(guest.cpu(0).deadline, Ticks::new(START + 500));
+    other.domain.shut_down(ShutdownReason::Crash);
+    run_slice(host.hv, &mut turns);
+    assert_eq!(guest.cpu(0).deadline, NEVER);
 }
 
 // --- The host's interrupts.
@@ -581,6 +614,28 @@ fn halting_with_interrupts_off_takes_a_vcpu_down_and_with_the_last_the_domain() 
 }
 
 #[test]
+fn a_vcpu_that_went_down_starts_by_init_and_not_by_a_startup_ipi_alone() {
+    let host = Host::new();
+    let guest = Guest::new(host, 1, GUEST, 2);
+    guest.vcpu(1).lapic.post_init();
+    guest.vcpu(1).lapic.post_sipi(3);
+    guest.domain.kick(guest.vcpu(1));
+    guest.cpu(1).exits(Exit::Halt);
+    guest.cpu(1).next_rip = Some(1);
+    guest.run(1);
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Down, 1));
+    guest.vcpu(1).lapic.post_sipi(4);
+    guest.domain.kick(guest.vcpu(1));
+    guest.run(1);
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Down, 1));
+    guest.vcpu(1).lapic.post_init();
+    guest.vcpu(1).lapic.post_sipi(5);
+    guest.domain.kick(guest.vcpu(1));
+    guest.run(1);
+    assert_eq!(guest.cpu(1).state.cs.base, 0x5000);
+}
+
+#[test]
 fn an_nmi_keeps_a_vcpu_with_interrupts_off_from_going_down() {
     let (_, guest) = guest();
     guest.code(&[0xf4]);
@@ -623,6 +678,20 @@ fn dom0s_reboot_resets_the_machine() {
     let (host, dom0) = Host::with_dom0();
     dom0.domain.shut_down(ShutdownReason::Reboot);
     assert_eq!(ending(|| host.hv.after_slice()), End::Reset);
+}
+
+#[test]
+fn a_domain_that_another_cpu_ends_is_left_at_the_next_exit() {
+    let (host, guest) = guest();
+    let domain = guest.domain.clone();
+    guest.cpu(0).then(move |_, _| {
+        domain.shut_down(ShutdownReason::Crash);
+        assert!(host.hv.attention.take(), "the scheduler is asked for, on one CPU or the other");
+        Some(Exit::Deadline)
+    });
+    guest.cpu(0).exits(Exit::Deadline);
+    guest.run(0);
+    assert_eq!(guest.cpu(0).entries, 1);
 }
 
 #[test]
