@@ -43,9 +43,12 @@ pub trait VcpuHw: Send {
         self.set_rip(next_rip);
         self.clear_interrupt_shadow();
     }
-    /// The instruction pointer, if the guest runs at privilege level 0.
-    fn kernel_rip(&self) -> Option<u64> {
-        (self.cpl() == 0).then(|| self.rip())
+    /// The same behind VMCALL or VMMCALL, which both have three bytes. The ABI is the bare
+    /// instruction: a guest that puts prefixes in front of it returns into its middle, which harms
+    /// that guest alone.
+    fn finish_hypercall(&mut self) {
+        const INSTRUCTION_LENGTH: u64 = 3;
+        self.finish_instruction(self.rip().wrapping_add(INSTRUCTION_LENGTH));
     }
     /// RFLAGS.
     fn rflags(&self) -> u64;

@@ -24,7 +24,7 @@ const _: () = assert!(REASON_NAMES.len() == NR_REASONS);
 #[must_use]
 pub const fn reason(exit: &Exit) -> usize {
     match exit {
-        Exit::Hypercall => 0,
+        Exit::Hypercall | Exit::UserHypercall => 0,
         Exit::Cpuid => 1,
         Exit::Rdmsr => 2,
         Exit::Wrmsr => 3,
@@ -39,7 +39,7 @@ pub const fn reason(exit: &Exit) -> usize {
         Exit::InterruptWindow => 12,
         Exit::Deadline | Exit::PauseLoop => 13,
         Exit::CacheFlush => 14,
-        _ => 15,
+        Exit::TripleFault | Exit::EntryFailed { .. } | Exit::Unexpected { .. } => 15,
     }
 }
 
@@ -83,6 +83,15 @@ impl Counters {
             exits: [const { Counter::new() }; NR_REASONS],
             ticks: [const { Counter::new() }; NR_REASONS],
             hypercalls: [const { Counter::new() }; NR_HYPERCALLS],
+        }
+    }
+
+    /// Counts a hypercall by its number.
+    #[inline]
+    pub fn count_hypercall(&self, number: u32) {
+        match self.hypercalls.get(number as usize) {
+            Some(counter) => counter.add(1),
+            None => self.hypercalls[NR_HYPERCALLS - 1].add(1),
         }
     }
 

@@ -7,10 +7,14 @@
 use guest_abi::Gpa;
 
 /// The result of one run of a vCPU.
+// A number of its own tells the arms apart without arithmetic on the words inside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Exit {
-    /// VMCALL or VMMCALL. Number and arguments are in the registers.
+    /// VMCALL or VMMCALL at privilege level 0. Number and arguments are in the registers.
     Hypercall,
+    /// The same at another privilege level.
+    UserHypercall,
     /// CPUID.
     Cpuid,
     /// RDMSR; the number is in ECX.

@@ -463,9 +463,10 @@ impl Lapic {
         self.timer.set_tsc_deadline(guest_tsc, clock);
     }
 
-    /// When the timer fires next, in host ticks.
+    /// When the timer fires next, in host ticks; [`crate::vcpu::NEVER`] if it is not running.
+    #[inline]
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Ticks> {
+    pub const fn next_deadline(&self) -> Ticks {
         self.timer.deadline()
     }
 

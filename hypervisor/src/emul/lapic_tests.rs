@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::time::TscScale;
+use crate::vcpu::NEVER;
 
 const CLOCK: TimerClock = clock(1_000_000);
 
@@ -201,16 +202,16 @@ fn the_one_shot_timer_fires_once() {
     let _ = lapic.write(reg::LVT_TIMER, 0xec, &shared, &clock(1000));
     let _ = lapic.write(reg::TIMER_DIVIDE, 0b1011, &shared, &clock(1000));
     let _ = lapic.write(reg::TIMER_INITIAL, 100, &shared, &clock(1000));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(2000)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(2000));
     assert_eq!(lapic.read(reg::TIMER_CURRENT, &shared, &clock(1250)), Ok(75));
     assert!(!lapic.expire(&shared, Ticks::new(1999)));
     assert!(lapic.expire(&shared, Ticks::new(2000)));
     assert_eq!(lapic.highest_deliverable(&shared), Some(0xec));
-    assert_eq!(lapic.next_deadline(), None);
+    assert_eq!(lapic.next_deadline(), NEVER);
     assert_eq!(lapic.read(reg::TIMER_CURRENT, &shared, &clock(2500)), Ok(0));
     let _ = lapic.write(reg::TIMER_INITIAL, 100, &shared, &clock(3000));
     let _ = lapic.write(reg::TIMER_INITIAL, 0, &shared, &clock(3000));
-    assert_eq!(lapic.next_deadline(), None);
+    assert_eq!(lapic.next_deadline(), NEVER);
 }
 
 #[test]
@@ -219,7 +220,7 @@ fn dividers_are_powers_of_two() {
         let (mut lapic, shared) = enabled(0);
         let _ = lapic.write(reg::TIMER_DIVIDE, code, &shared, &clock(0));
         let _ = lapic.write(reg::TIMER_INITIAL, 1000, &shared, &clock(0));
-        assert_eq!(lapic.next_deadline(), Some(Ticks::new(1000 * BUS_NS * divider)));
+        assert_eq!(lapic.next_deadline(), Ticks::new(1000 * BUS_NS * divider));
     }
 }
 
@@ -232,11 +233,11 @@ fn the_periodic_timer_keeps_its_beat_and_merges_what_was_missed() {
     let _ = lapic.write(reg::TIMER_DIVIDE, 0b1011, &shared, &clock(0));
     let _ = lapic.write(reg::TIMER_INITIAL, 10_000, &shared, &clock(0));
     assert!(lapic.expire(&shared, Ticks::new(100_007)));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(200_000)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(200_000));
     assert!(!lapic.expire(&shared, Ticks::new(100_008)));
     lapic.accept(0x40, &shared);
     assert!(lapic.expire(&shared, Ticks::new(750_000)));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(800_000)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(800_000));
 }
 
 #[test]
@@ -244,11 +245,11 @@ fn a_period_has_a_lower_bound() {
     let (mut lapic, shared) = enabled(0);
     let _ = lapic.write(reg::LVT_TIMER, 1 << 17 | 0x40, &shared, &clock(0));
     let _ = lapic.write(reg::TIMER_INITIAL, 1, &shared, &clock(0));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(MIN_PERIOD_NS)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(MIN_PERIOD_NS));
     assert!(lapic.expire(&shared, Ticks::new(MIN_PERIOD_NS)));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(2 * MIN_PERIOD_NS)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(2 * MIN_PERIOD_NS));
     let _ = lapic.write(reg::TIMER_DIVIDE, 1, &shared, &clock(MIN_PERIOD_NS + 10));
-    assert!(lapic.next_deadline() >= Some(Ticks::new(2 * MIN_PERIOD_NS)));
+    assert!(lapic.next_deadline() >= Ticks::new(2 * MIN_PERIOD_NS));
 }
 
 #[test]
@@ -257,28 +258,28 @@ fn a_masked_timer_runs_silently() {
     let _ = lapic.write(reg::TIMER_INITIAL, 1, &shared, &clock(0));
     assert!(!lapic.expire(&shared, Ticks::new(1_000_000)));
     assert_eq!(lapic.highest_deliverable(&shared), None);
-    assert_eq!(lapic.next_deadline(), None);
+    assert_eq!(lapic.next_deadline(), NEVER);
 }
 
 #[test]
 fn tsc_deadlines_are_guest_ticks() {
     let (mut lapic, shared) = enabled(0);
     lapic.set_tsc_deadline(9_000, &clock(1000));
-    assert_eq!(lapic.next_deadline(), None, "not in deadline mode");
+    assert_eq!(lapic.next_deadline(), NEVER, "not in deadline mode");
     let _ = lapic.write(reg::LVT_TIMER, 2 << 17 | 0xec, &shared, &clock(1000));
     let _ = lapic.write(reg::TIMER_INITIAL, 100, &shared, &clock(1000));
-    assert_eq!(lapic.next_deadline(), None, "the count does nothing in deadline mode");
+    assert_eq!(lapic.next_deadline(), NEVER, "the count does nothing in deadline mode");
     // The guest is 5000 ticks ahead.
     lapic.set_tsc_deadline(9_000, &clock(1000));
     assert_eq!(lapic.tsc_deadline(), 9_000);
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(4000)));
+    assert_eq!(lapic.next_deadline(), Ticks::new(4000));
     lapic.set_tsc_deadline(5_500, &clock(1000));
-    assert_eq!(lapic.next_deadline(), Some(Ticks::new(1000)), "a past deadline is due at once");
+    assert_eq!(lapic.next_deadline(), Ticks::new(1000), "a past deadline is due at once");
     assert!(lapic.expire(&shared, Ticks::new(1000)));
     assert_eq!(lapic.tsc_deadline(), 0);
     lapic.set_tsc_deadline(u64::MAX, &clock(1000));
     lapic.set_tsc_deadline(0, &clock(1000));
-    assert_eq!(lapic.next_deadline(), None);
+    assert_eq!(lapic.next_deadline(), NEVER);
 }
 
 /// The same rules on ordered sets.

@@ -16,6 +16,7 @@ use guest_abi::num::low_u32;
 use super::lapic::AccessFault;
 use crate::addr::{Nanos, Ticks};
 use crate::time::TscScale;
+use crate::vcpu::NEVER;
 
 /// Nanoseconds a count with divider 1.
 pub const BUS_NS: u64 = 10;
@@ -45,14 +46,15 @@ pub(super) struct Timer {
     mode: Mode,
     initial: u32,
     divide: u32,
-    deadline: Option<Ticks>,
+    /// [`NEVER`] if it is not running.
+    deadline: Ticks,
     period: Ticks,
     tsc_deadline: u64,
 }
 
 impl Timer {
     pub(super) const fn new() -> Self {
-        Self { mode: Mode::OneShot, initial: 0, divide: 0, deadline: None, period: Ticks::new(0), tsc_deadline: 0 }
+        Self { mode: Mode::OneShot, initial: 0, divide: 0, deadline: NEVER, period: Ticks::new(0), tsc_deadline: 0 }
     }
 
     pub(super) const fn initial(&self) -> u32 {
@@ -67,7 +69,8 @@ impl Timer {
         self.tsc_deadline
     }
 
-    pub(super) const fn deadline(&self) -> Option<Ticks> {
+    #[inline]
+    pub(super) const fn deadline(&self) -> Ticks {
         self.deadline
     }
 
@@ -99,7 +102,7 @@ impl Timer {
     pub(super) fn set_divide(&mut self, value: u32, clock: &TimerClock) {
         let left = self.current(clock);
         self.divide = value;
-        if self.deadline.is_some() && self.mode != Mode::TscDeadline {
+        if self.deadline != NEVER && self.mode != Mode::TscDeadline {
             self.start(u64::from(left.max(1)), clock);
         }
     }
@@ -107,7 +110,8 @@ impl Timer {
     /// Counts that are left.
     pub(super) fn current(&self, clock: &TimerClock) -> u32 {
         match self.deadline {
-            Some(deadline) if self.mode != Mode::TscDeadline => {
+            NEVER => 0,
+            deadline if self.mode != Mode::TscDeadline => {
                 let left = Ticks::new(deadline.raw().saturating_sub(clock.now.raw()));
                 let counts = clock.scale.nanos(left).raw() / self.ns_per_count();
                 low_u32(counts.min(u64::from(self.initial)))
@@ -122,30 +126,33 @@ impl Timer {
         }
         self.tsc_deadline = guest_tsc;
         if guest_tsc == 0 {
-            self.deadline = None;
+            self.deadline = NEVER;
             return;
         }
         let guest_now = clock.now.raw().wrapping_add(clock.tsc_offset);
         let left = guest_tsc.saturating_sub(guest_now);
-        self.deadline = Some(Ticks::new(clock.now.raw().saturating_add(left)));
+        self.deadline = Ticks::new(clock.now.raw().saturating_add(left));
     }
 
     /// Whether the deadline has passed; moves on to the next one.
     pub(super) fn expire(&mut self, now: Ticks) -> bool {
-        let Some(deadline) = self.deadline.filter(|d| *d <= now) else { return false };
+        let deadline = self.deadline;
+        if deadline > now {
+            return false;
+        }
         self.tsc_deadline = 0;
         self.deadline = match self.mode {
             Mode::Periodic if self.period.raw() != 0 => {
                 let late = (now.raw() - deadline.raw()) % self.period.raw();
-                Some(Ticks::new((now.raw() - late).saturating_add(self.period.raw())))
+                Ticks::new((now.raw() - late).saturating_add(self.period.raw()))
             }
-            _ => None,
+            _ => NEVER,
         };
         true
     }
 
     fn disarm(&mut self) {
-        self.deadline = None;
+        self.deadline = NEVER;
         self.tsc_deadline = 0;
         self.initial = 0;
     }
@@ -160,7 +167,7 @@ impl Timer {
         };
         let left = clock.scale.ticks(Nanos::new(left));
         self.period = clock.scale.ticks(Nanos::new(period));
-        self.deadline = (count != 0).then(|| Ticks::new(clock.now.raw().saturating_add(left.raw())));
+        self.deadline = if count == 0 { NEVER } else { Ticks::new(clock.now.raw().saturating_add(left.raw())) };
     }
 
     /// The divider is 2 to the power of bits 3, 1 and 0, plus one; all set means 1.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hypercalls: from registers to an answer.
 //!
-//! [`handle`] is the only door. It refuses user mode, counts, and hands a [`Call`] to one function
+//! [`handle`] is the only door ([`refuse`] answers user mode). It counts and hands a [`Call`] to one function
 //! a hypercall number; each copies its argument in once ([`Call::read`]), parses it into types, checks
 //! everything, and then acts. The result of the instruction is a [`Reply`].
 //!
@@ -53,10 +53,6 @@ pub(crate) type HypercallResult = Result<Reply, Errno>;
 /// The answer of a hypercall that has nothing to say.
 pub(crate) const DONE: HypercallResult = Ok(Reply::Value(0));
 
-/// Bytes of VMCALL and VMMCALL. The ABI is the bare instruction: a guest that puts prefixes in
-/// front of it returns into its middle, which harms that guest alone.
-const INSTRUCTION_LENGTH: u64 = 3;
-
 /// One hypercall with its caller.
 pub(crate) struct Call<'a> {
     pub(crate) hv: &'static Hypervisor,
@@ -71,13 +67,7 @@ pub(crate) struct Call<'a> {
 #[inline]
 pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> Outcome {
     let number = low_u32(state.regs.rax);
-    let counted = (number as usize).min(crate::counters::NR_HYPERCALLS - 1);
-    vcpu.counters.hypercalls[counted].add(1);
-    let Some(rip) = state.hw.kernel_rip() else {
-        state.regs.rax = Errno::EPERM.to_rax();
-        state.finish_instruction(state.hw.rip().wrapping_add(INSTRUCTION_LENGTH));
-        return Outcome::Resume;
-    };
+    vcpu.counters.count_hypercall(number);
     let result = dispatch(&mut Call { hv, domain, vcpu, state, seen_generation: None }, number);
     let (value, outcome) = match result {
         Ok(Reply::Value(value)) => (value, Outcome::Resume),
@@ -91,8 +81,15 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
         Ok(Reply::Stop) => return Outcome::Leave,
     };
     state.regs.rax = value;
-    state.finish_instruction(rip.wrapping_add(INSTRUCTION_LENGTH));
+    state.hw.finish_hypercall();
     outcome
+}
+
+/// Hypercalls are for kernels.
+#[cold]
+pub fn refuse(state: &mut VcpuState) {
+    state.regs.rax = Errno::EPERM.to_rax();
+    state.hw.finish_hypercall();
 }
 
 // Each function keeps its frame to itself (none is inlined here), so that a short one does not pay

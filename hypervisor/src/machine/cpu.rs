@@ -65,12 +65,13 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
 /// Reads the time-stamp counter. Not ordered against other instructions.
 #[inline]
 pub(crate) fn rdtsc() -> Ticks {
-    let (low, high): (u32, u32);
-    // SAFETY: RDTSC reads a counter and is allowed in ring 0 whatever CR4.TSD says.
+    let (low, high): (u64, u64);
+    // SAFETY: RDTSC reads a counter and is allowed in ring 0 whatever CR4.TSD says. It clears the
+    // upper halves of both registers.
     unsafe {
-        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+        asm!("rdtsc", out("rax") low, out("rdx") high, options(nomem, nostack, preserves_flags));
     }
-    Ticks::new(u64::from(high) << 32 | u64::from(low))
+    Ticks::new(high << 32 | low)
 }
 
 /// Reads a byte from a port.

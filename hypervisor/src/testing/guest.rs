@@ -217,7 +217,8 @@ impl Guest {
     /// Executes one hypercall instruction on vCPU 0: `None` if it is to be executed again.
     pub(crate) fn hypercall_once(&self) -> Option<i64> {
         let before = self.cpu(0).state.rip;
-        let outcome = self.exit(Exit::Hypercall);
+        let is_kernel = self.cpu(0).cpl == 0;
+        let outcome = self.exit(if is_kernel { Exit::Hypercall } else { Exit::UserHypercall });
         if self.cpu(0).state.rip == before {
             assert!(outcome == Outcome::Resume || !self.domain.is_running(), "it neither ends nor continues");
             return None;

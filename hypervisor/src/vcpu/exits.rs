@@ -32,6 +32,7 @@ const VECTOR_MC: u8 = 18;
 pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, exit: Exit) -> Outcome {
     match exit {
         Exit::Hypercall => return hypercall::handle(hv, domain, vcpu, state),
+        Exit::UserHypercall => hypercall::refuse(state),
         Exit::Cpuid => cpuid(domain, vcpu, state),
         Exit::Rdmsr => rdmsr(hv, domain, vcpu, state),
         Exit::Wrmsr => return wrmsr(hv, domain, vcpu, state),

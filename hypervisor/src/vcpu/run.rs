@@ -70,17 +70,17 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
     let mut reason = counters::NR_REASONS - 1;
     loop {
         // What falls due between the last exit and this entry ends the run that follows at once.
-        let mut due = state.due();
+        let mut due = state.timer_due();
         if begin >= due {
             expire(domain, vcpu, state, begin);
-            due = state.due();
+            due = state.timer_due();
         }
         if vcpu.take_attention() {
             if !attend(domain, vcpu, state) {
                 break;
             }
             // Attention asked for while delivering: whatever waits behind this entry is due at once.
-            due = if vcpu.has_attention() { begin } else { state.due() };
+            due = if vcpu.has_attention() { begin } else { state.timer_due() };
         }
         let generation = domain.tlb.enter(pcpu::current());
         if generation != state.p2m_generation {
@@ -145,10 +145,7 @@ fn expire(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, now: Ticks) {
         state.timer = NEVER;
         domain.events.raise_virq(VIRQ_TIMER, vcpu.id, domain);
     }
-    if state.poll_timeout <= now {
-        state.poll_timeout = NEVER;
-    }
-    if state.lapic.next_deadline().is_some_and(|deadline| deadline <= now) && state.lapic.expire(&vcpu.lapic, now) {
+    if state.lapic.next_deadline() <= now && state.lapic.expire(&vcpu.lapic, now) {
         vcpu.request_attention();
     }
 }
@@ -236,7 +233,13 @@ impl VcpuState {
     #[inline]
     #[must_use]
     pub fn due(&self) -> Ticks {
-        self.timer.min(self.poll_timeout).min(self.lapic.next_deadline().unwrap_or(NEVER))
+        self.timer_due().min(self.poll_timeout)
+    }
+
+    /// The same for a vCPU that runs, and so does not poll.
+    #[inline]
+    fn timer_due(&self) -> Ticks {
+        self.timer.min(self.lapic.next_deadline())
     }
 
     /// Whether something could be delivered to the guest at once, were it to run. With interrupts

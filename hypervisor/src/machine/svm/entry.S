@@ -43,7 +43,7 @@ svm_run:
     mov rsi, [rsi + {rsi}]
     vmrun rax
     vmsave rax
-    mov rax, [rsp]
+    pop rax
     mov [rax + {rbx}], rbx
     mov [rax + {rcx}], rcx
     mov [rax + {rdx}], rdx
@@ -58,11 +58,10 @@ svm_run:
     mov [rax + {r13}], r13
     mov [rax + {r14}], r14
     mov [rax + {r15}], r15
-    mov rax, [rsp + 8]
+    pop rax
     vmload rax
     cli
     stgi
-    add rsp, 16
     pop r15
     pop r14
     pop r13

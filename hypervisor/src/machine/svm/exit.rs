@@ -15,6 +15,7 @@ const CR8_READ: u64 = 0x08;
 const CR8_WRITE: u64 = 0x18;
 const EXCEPTION_0: u64 = 0x40;
 const EXCEPTION_31: u64 = 0x5f;
+const VMMCALL: u64 = 0x81;
 const INVALID: u64 = u64::MAX;
 const INVALID_LOW: u64 = 0xffff_ffff;
 /// Port I/O: the second information word holds the next RIP.
@@ -22,6 +23,10 @@ pub(super) const IO: u64 = 0x7b;
 
 /// Decodes the exit that the control block describes.
 pub(super) fn decode(vmcb: &Vmcb) -> Exit {
+    // What a busy guest does most comes first.
+    if vmcb.exit_code == VMMCALL && vmcb.cpl == 0 {
+        return Exit::Hypercall;
+    }
     let info = vmcb.exit_info_1;
     match vmcb.exit_code {
         0x60 => Exit::ExternalInterrupt { vector: None },
@@ -38,7 +43,7 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         0x7c if info & 1 == 0 => Exit::Rdmsr,
         0x7c => Exit::Wrmsr,
         0x7f => Exit::TripleFault,
-        0x81 => Exit::Hypercall,
+        VMMCALL => Exit::UserHypercall,
         0x7a | 0x80 | 0x82..=0x86 | 0x8a | 0x8b | 0x8c | 0x8e => Exit::Forbidden(Fault::InvalidOpcode),
         0x8d => Exit::Xsetbv,
         0x400 => Exit::P2mFault(P2mFault {

@@ -193,6 +193,8 @@ pub(crate) fn forget(root: Mfn) {
 pub(crate) struct SvmVcpu {
     vmcb: Box<Vmcb>,
     vmcb_hpa: Hpa,
+    /// [`Shared::host_vmcb`], at hand.
+    host_vmcb: Hpa,
     shared: &'static Shared,
     lazy: LazyState,
     tsc_aux: u64,
@@ -225,6 +227,7 @@ impl SvmVcpu {
         Some(Self {
             vmcb,
             vmcb_hpa,
+            host_vmcb: shared.host_vmcb,
             shared,
             lazy: LazyState::new()?,
             tsc_aux: 0,
@@ -295,7 +298,7 @@ impl VcpuHw for SvmVcpu {
         // alive; (2) `regs` is exclusively borrowed and in the order that the stub knows; (3) the
         // nested tables map only what the p2m has checked; (4) the host state that VMLOAD brings
         // back was saved by `enable` on this CPU.
-        unsafe { svm_run(self.vmcb_hpa.raw(), regs, self.shared.host_vmcb.raw()) };
+        unsafe { svm_run(self.vmcb_hpa.raw(), regs, self.host_vmcb.raw()) };
         times.exited = cpu::rdtsc();
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;

@@ -382,7 +382,10 @@ impl VcpuHw for VmxVcpu {
         times.entered = cpu::rdtsc();
         let exit = self.run_to_exit(regs, deadline);
         times.exited = cpu::rdtsc();
-        exit
+        match exit {
+            Exit::Hypercall if self.cpl() != 0 => Exit::UserHypercall,
+            exit => exit,
+        }
     }
 
     fn load(&mut self) {
