@@ -51,6 +51,11 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/string-io", &[guest("string_io")]),
     Check::guests("guest/wake-up", &[guest("hlt_wake")]),
     Check::guests("guest/second-vcpu-timers", &[Guest { program: "smp_timers", words: "vcpus=2" }]),
+    Check::guests("guest/random-calls", &[Guest { program: "fuzz", words: "-- seed=1 count=400" }]),
+    Check {
+        tier: Tier::Long,
+        ..Check::guests("guest/many-random-calls", &[Guest { program: "fuzz", words: "-- seed=2 count=40000" }]).on(SVM)
+    },
     on_model("guest/exceptions-on-haswell", &[guest("exceptions")], HASWELL),
     on_model("guest/cpuid-msr-on-haswell", &[guest("cpuid_msr")], HASWELL),
     on_model("guest/local-apic-on-haswell", &[guest("lapic")], HASWELL),
