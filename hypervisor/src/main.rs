@@ -39,7 +39,7 @@ use machine::hw::{self, Hw};
 use machine::{apic, clock, console, cpu, layout, lazy, memory, paging, panic, rtc};
 
 /// Bytes of the hypervisor's heap.
-const HEAP_SIZE: u64 = 2 << 20;
+const HEAP_SIZE: u64 = 3 << 19;
 /// The I/O APIC pin that a PC wires COM1 to, unless the tables say otherwise.
 const COM1_IRQ: u8 = 4;
 
