@@ -14,6 +14,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::setup;
+
 /// The folder below which packages are kept, unpacked.
 pub(crate) struct Store {
     root: PathBuf,
@@ -37,6 +39,10 @@ impl Store {
     /// # Errors
     /// The package is not in the package lists, cannot be downloaded or fails apt's verification.
     pub(crate) fn fetch(&self, package: &str) -> Result<Tree> {
+        again_with(setup::renew_lists, || self.fetch_by_lists(package))
+    }
+
+    fn fetch_by_lists(&self, package: &str) -> Result<Tree> {
         let candidate = Candidate::of(package)?;
         let path = self.root.join(candidate.file.trim_end_matches(".deb").replace("%3a", "_"));
         let stamp = PathBuf::from(format!("{}.complete", path.display()));
@@ -99,6 +105,10 @@ impl Candidate {
 
 /// The packages that `package` depends on (`Depends` and `Pre-Depends`; of alternatives the first).
 pub(crate) fn depends(package: &str) -> Result<Vec<String>> {
+    again_with(setup::renew_lists, || depends_by_lists(package))
+}
+
+fn depends_by_lists(package: &str) -> Result<Vec<String>> {
     let text = output(Command::new("apt-cache").args([
         "depends",
         "--no-recommends",
@@ -133,6 +143,12 @@ pub(crate) fn section(package: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix("Section: ")).unwrap_or_default().to_owned()
 }
 
+/// Does `work`, and once more when it fails and `renew` brings newer package lists: old ones lack new packages, and name
+/// files that the archive has no longer.
+fn again_with<T>(renew: impl FnOnce() -> bool, work: impl Fn() -> Result<T>) -> Result<T> {
+    work().or_else(|error| if renew() { work() } else { Err(error) })
+}
+
 fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("running {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
@@ -144,4 +160,32 @@ fn output(command: &mut Command) -> Result<String> {
     let said = String::from_utf8_lossy(&done.stderr);
     ensure!(done.status.success(), "{command:?} ended with {}: {}", done.status, said.trim());
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Fails until there are newer lists.
+    fn look_up(is_new: &Cell<bool>) -> Result<u32> {
+        if is_new.get() { Ok(1) } else { bail!("not in the lists") }
+    }
+
+    #[test]
+    fn what_old_lists_lack_is_found_in_newer_ones() {
+        let is_new = Cell::new(false);
+        let renew = || {
+            is_new.set(true);
+            true
+        };
+        assert_eq!(again_with(renew, || look_up(&is_new)).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_first_error_is_told_where_lists_cannot_be_renewed() {
+        let error = again_with(|| false, || look_up(&Cell::new(false))).unwrap_err();
+        assert_eq!(error.to_string(), "not in the lists");
+    }
 }

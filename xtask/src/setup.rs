@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -178,6 +179,13 @@ fn update_lists() -> Result<()> {
     }
     report::step("updating apt's package lists");
     tool::run_shown(Command::new("apt-get").args(["-qq", "update"]))
+}
+
+/// Brings apt's package lists up to date where that is possible from here; says whether it was done. Once in the life of
+/// this program: a package that is in none of them costs no second update.
+pub(crate) fn renew_lists() -> bool {
+    static TRIED: AtomicBool = AtomicBool::new(false);
+    rustix::process::geteuid().is_root() && !TRIED.swap(true, Ordering::Relaxed) && update_lists().is_ok()
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {
