@@ -2,8 +2,8 @@
 //! How much code one has to read: lines of the hypervisor and of what it is built from, and the share of `unsafe`.
 //!
 //! A line counts when it holds something other than blanks and comments. Tests do not count: they are files called
-//! `tests.rs` and everything from `#[cfg(test)]` with a module after it to the end of a file, where this project has
-//! them. The unsafe share is that of the files which lie under the hypervisor's `machine` folder, the only ones that
+//! `tests.rs` or `…_tests.rs`, folders called `tests` or `testing` (what tests run on), and everything from
+//! `#[cfg(test)]` with a module after it to the end of a file, where this project has them. The unsafe share is that of the files which lie under the hypervisor's `machine` folder, the only ones that
 //! may use it, and beside it the number of `unsafe` blocks and functions.
 
 use std::fs;
@@ -72,14 +72,19 @@ fn count_tree(dir: &Path) -> Result<Count> {
         let path = entry?.path();
         let extension = path.extension().and_then(|e| e.to_str());
         if path.is_dir() {
-            if !path.ends_with("tests") {
+            if !is_for_tests(&path) {
                 sum.add(count_tree(&path)?);
             }
-        } else if matches!(extension, Some("rs" | "S")) && !path.ends_with("tests.rs") {
+        } else if matches!(extension, Some("rs" | "S")) && !is_for_tests(&path) {
             sum.add(count(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?));
         }
     }
     Ok(sum)
+}
+
+fn is_for_tests(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    matches!(stem, "tests" | "testing") || stem.ends_with("_tests")
 }
 
 fn count(source: &str) -> Count {
@@ -108,6 +113,16 @@ mod tests {
         let source = "//! Doc.\n\nfn a() {\n    // SAFETY: unsafe words in comments.\n    unsafe { b() }; // unsafe\n}\n\
                       #[cfg(test)]\nmod tests {\n    unsafe { }\n}\n";
         assert_eq!(count(source), Count { files: 1, lines: 3, unsafe_uses: 1 });
+    }
+
+    #[test]
+    fn files_and_folders_of_tests_are_told_by_name() {
+        for name in ["a/tests.rs", "a/lapic_tests.rs", "a/testing", "a/tests"] {
+            assert!(is_for_tests(Path::new(name)), "{name}");
+        }
+        for name in ["tests/a.rs", "a/attests.rs", "a/contest.rs"] {
+            assert!(!is_for_tests(Path::new(name)), "{name}");
+        }
     }
 
     #[test]
