@@ -18,6 +18,10 @@ pub const ISTHMUS_VERSION: u32 = 0;
 pub const ISTHMUS_VCPU_COUNTERS: u32 = 1;
 /// [`HostInfo`]. For a domain with control of domains.
 pub const ISTHMUS_HOST_INFO: u32 = 2;
+/// [`DomainCopy`]. For a domain with control of domains.
+pub const ISTHMUS_DOMAIN_COPY: u32 = 3;
+/// [`ConsoleRead`]. For a domain with control of domains.
+pub const ISTHMUS_CONSOLE_READ: u32 = 4;
 
 /// Flag in [`VcpuCounters::flags`], in: the domain with the lowest number from `domid` on is meant,
 /// and `domid` is set to its number.
@@ -59,6 +63,72 @@ wire_struct! {
         48 => pub tsc: u64,
     }
 }
+
+/// [`DomainCopy::kind`]: bytes of the caller into the domain's memory.
+pub const COPY_IN: u16 = 0;
+/// [`DomainCopy::kind`]: zeroes into the domain's memory.
+pub const COPY_ZERO: u16 = 1;
+
+wire_struct! {
+    /// Argument of [`ISTHMUS_DOMAIN_COPY`]: writes a range of a domain's physical memory, as a domain
+    /// builder does with kernel, initial RAM disk and tables, without mapping it.
+    ///
+    /// The range may be of any length and alignment. All of it has to be the domain's own RAM. The
+    /// hypervisor works some pages at a time, lets others run in between and keeps `done` up to date in the
+    /// structure; a caller that got an error finds there how far it came, and may call again with
+    /// the same structure to go on. The caller's buffer has to be present in its address space: a part that
+    /// is not is EFAULT, after which the caller touches `buffer + done` and goes on.
+    ///
+    /// Errors: ESRCH no such domain, or it is dying; ENOENT `gpa + done` is not mapped; EPERM it is not RAM of
+    /// its own, or the caller has no control of domains; EINVAL an unknown kind, the range wraps, or `done`
+    /// is beyond it; EFAULT.
+    pub struct DomainCopy: 40 {
+        /// In: [`INTERFACE_VERSION`].
+        0 => pub interface_version: u32,
+        /// In: whose memory is written. Not the caller's.
+        4 => pub domid: u16,
+        /// In: [`COPY_IN`] or [`COPY_ZERO`].
+        6 => pub kind: u16,
+        /// In: guest physical address of the first byte.
+        8 => pub gpa: u64,
+        /// In: bytes.
+        16 => pub len: u64,
+        /// In: virtual address of the bytes in the caller's address space; not looked at for
+        /// [`COPY_ZERO`].
+        24 => pub buffer: u64,
+        /// In: bytes that are done already: 0. Out: bytes done so far.
+        32 => pub done: u64,
+    }
+}
+
+wire_struct! {
+    /// Argument of [`ISTHMUS_CONSOLE_READ`]: what a domain has written to its log-only console (port 0xE9 and
+    /// COM1), of which the hypervisor keeps the last [`CONSOLE_KEPT`] bytes until the domain is gone.
+    ///
+    /// Bytes are numbered from the domain's start on. A reader remembers `position` and hands it in
+    /// again. When bytes that it has not read are overwritten, reading goes on with the oldest that is kept;
+    /// that `position` on return is more than `position` before plus `len` says how many were lost.
+    /// VIRQ_CON_RING comes when something was written after everything had been read.
+    ///
+    /// Errors: ESRCH no such domain, EPERM without control of domains, EFAULT.
+    pub struct ConsoleRead: 32 {
+        /// In: [`INTERFACE_VERSION`].
+        0 => pub interface_version: u32,
+        /// In: whose console.
+        4 => pub domid: u16,
+        /// Zero.
+        6 => pub pad: u16,
+        /// In: the number of the first byte wanted. Out: that of the first byte not yet returned.
+        8 => pub position: u64,
+        /// In: virtual address of room for the bytes.
+        16 => pub buffer: u64,
+        /// In: how much room. Out: bytes written there.
+        24 => pub len: u64,
+    }
+}
+
+/// Bytes of a domain's log-only console that are kept.
+pub const CONSOLE_KEPT: usize = 8192;
 
 /// What the exit reasons are called, in the order in which they are counted.
 pub const REASON_NAMES: [&str; 16] = [

@@ -12,6 +12,7 @@
 pub mod console;
 pub mod console_io;
 pub mod cpuid;
+pub mod domctl;
 pub mod errno;
 pub mod event_channel;
 pub mod frame;
@@ -27,6 +28,7 @@ pub mod platform;
 pub mod pvh;
 pub mod sched;
 pub mod shared_info;
+pub mod sysctl;
 pub mod vcpu;
 pub mod version;
 pub mod wire;

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::Command;
 
 use guest_abi::{
-    Errno, console, console_io, cpuid, event_channel, grant_table, hvm, hypercall, memory, physdev, platform, pvh,
-    sched, shared_info, vcpu, version,
+    Errno, console, console_io, cpuid, domctl, event_channel, grant_table, hvm, hypercall, memory, physdev, platform,
+    pvh, sched, shared_info, sysctl, vcpu, version,
 };
 
 /// A C expression and the value that ours has, as 64 bits.
@@ -104,10 +104,37 @@ const INCLUDES: &[&str] = &[
     "physdev.h",
     "platform.h",
     "io/console.h",
+    "domctl.h",
+    "sysctl.h",
 ];
 
 fn struct_rows(rows: &mut Vec<Row>) {
     structs! { rows
+        domctl::CreateDomain "struct xen_domctl_createdomain": ssidref, handle, flags, iommu_opts, max_vcpus,
+            max_evtchn_port, max_grant_frames, max_maptrack_frames, grant_opts, vmtrace_size, cpupool_id,
+            emulation_flags = "arch.emulation_flags", misc_flags = "arch.misc_flags";
+        domctl::GetDomainInfo "struct xen_domctl_getdomaininfo": domain, pad1, flags, tot_pages, max_pages,
+            outstanding_pages, shr_pages, paged_pages, shared_info_frame, cpu_time, nr_online_vcpus, max_vcpu_id,
+            ssidref, handle, cpupool, gpaddr_bits, pad2, emulation_flags = "arch_config.emulation_flags", misc_flags =
+            "arch_config.misc_flags";
+        domctl::CpuBitmap "struct xenctl_bitmap": bitmap, nr_bits;
+        domctl::VcpuAffinity "struct xen_domctl_vcpuaffinity": vcpu, flags, cpumap_hard, cpumap_soft;
+        domctl::MaxMem "struct xen_domctl_max_mem": max_memkb;
+        domctl::VcpuContext "struct xen_domctl_vcpucontext": vcpu, ctxt;
+        domctl::CpuUserRegs "struct cpu_user_regs": r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx,
+            rsi, rdi, error_code, entry_vector, rip, cs, pad0 = "_pad0", saved_upcall_mask, pad1 = "_pad1", rflags,
+            rsp, ss, pad2 = "_pad2", es, pad3 = "_pad3", ds, pad4 = "_pad4", fs, pad5 = "_pad5", gs, pad6 = "_pad6";
+        domctl::GetVcpuInfo "struct xen_domctl_getvcpuinfo": vcpu, online, blocked, running, cpu_time, cpu;
+        domctl::MaxVcpus "struct xen_domctl_max_vcpus": max;
+        domctl::SchedulerOp "struct xen_domctl_scheduler_op": sched_id, cmd, weight = "u.credit.weight", cap =
+            "u.credit.cap";
+        sysctl::ReadConsole "struct xen_sysctl_readconsole": clear, incremental, pad0, pad1, index, buffer, count;
+        sysctl::PhysInfo "struct xen_sysctl_physinfo": threads_per_core, cores_per_socket, nr_cpus, max_cpu_id,
+            nr_nodes, max_node_id, cpu_khz, capabilities, arch_capabilities, pad, total_pages, free_pages,
+            scrub_pages, outstanding_pages, max_mfn, hw_cap;
+        sysctl::SchedId "struct xen_sysctl_sched_id": sched_id;
+        sysctl::GetDomainInfoList "struct xen_sysctl_getdomaininfolist": first_domain, max_domains, buffer,
+            num_domains;
         event_channel::AllocUnbound "struct evtchn_alloc_unbound": dom, remote_dom, port;
         event_channel::BindInterdomain "struct evtchn_bind_interdomain": remote_dom, remote_port, local_port;
         event_channel::BindVirq "struct evtchn_bind_virq": virq, vcpu, port;
@@ -210,6 +237,30 @@ fn const_rows(rows: &mut Vec<Row>) {
             HVM_X2APIC_VIRT "XEN_HVM_CPUID_X2APIC_VIRT", HVM_IOMMU_MAPPINGS "XEN_HVM_CPUID_IOMMU_MAPPINGS",
             HVM_VCPU_ID_PRESENT "XEN_HVM_CPUID_VCPU_ID_PRESENT", HVM_DOMID_PRESENT "XEN_HVM_CPUID_DOMID_PRESENT",
             HVM_EXT_DEST_ID "XEN_HVM_CPUID_EXT_DEST_ID", HVM_UPCALL_VECTOR "XEN_HVM_CPUID_UPCALL_VECTOR";
+        domctl:
+            XEN_DOMCTL_INTERFACE_VERSION "XEN_DOMCTL_INTERFACE_VERSION", DOMCTL_SIZE "sizeof(struct xen_domctl)",
+            DOMCTL_ARG "offsetof(struct xen_domctl, u)", XEN_DOMCTL_CREATEDOMAIN "XEN_DOMCTL_createdomain",
+            XEN_DOMCTL_DESTROYDOMAIN "XEN_DOMCTL_destroydomain", XEN_DOMCTL_PAUSEDOMAIN "XEN_DOMCTL_pausedomain",
+            XEN_DOMCTL_UNPAUSEDOMAIN "XEN_DOMCTL_unpausedomain",
+            XEN_DOMCTL_GETDOMAININFO "XEN_DOMCTL_getdomaininfo",
+            XEN_DOMCTL_SETVCPUAFFINITY "XEN_DOMCTL_setvcpuaffinity", XEN_DOMCTL_MAX_MEM "XEN_DOMCTL_max_mem",
+            XEN_DOMCTL_SETVCPUCONTEXT "XEN_DOMCTL_setvcpucontext",
+            XEN_DOMCTL_GETVCPUCONTEXT "XEN_DOMCTL_getvcpucontext", XEN_DOMCTL_GETVCPUINFO "XEN_DOMCTL_getvcpuinfo",
+            XEN_DOMCTL_MAX_VCPUS "XEN_DOMCTL_max_vcpus", XEN_DOMCTL_SCHEDULER_OP "XEN_DOMCTL_scheduler_op",
+            XEN_DOMCTL_CDF_HVM "XEN_DOMCTL_CDF_hvm", XEN_DOMCTL_CDF_HAP "XEN_DOMCTL_CDF_hap",
+            XEN_X86_EMU_LAPIC "XEN_X86_EMU_LAPIC", XEN_DOMINF_DYING "XEN_DOMINF_dying",
+            XEN_DOMINF_HVM_GUEST "XEN_DOMINF_hvm_guest", XEN_DOMINF_SHUTDOWN "XEN_DOMINF_shutdown",
+            XEN_DOMINF_PAUSED "XEN_DOMINF_paused", XEN_DOMINF_BLOCKED "XEN_DOMINF_blocked",
+            XEN_DOMINF_RUNNING "XEN_DOMINF_running", XEN_DOMINF_HAP "XEN_DOMINF_hap",
+            XEN_DOMINF_SHUTDOWNMASK "XEN_DOMINF_shutdownmask", XEN_DOMINF_SHUTDOWNSHIFT "XEN_DOMINF_shutdownshift",
+            XEN_VCPUAFFINITY_HARD "XEN_VCPUAFFINITY_HARD", XEN_VCPUAFFINITY_SOFT "XEN_VCPUAFFINITY_SOFT",
+            VCPU_CONTEXT_SIZE "sizeof(struct vcpu_guest_context)",
+            VCPU_CONTEXT_FLAGS "offsetof(struct vcpu_guest_context, flags)",
+            VCPU_CONTEXT_USER_REGS "offsetof(struct vcpu_guest_context, user_regs)",
+            VCPU_CONTEXT_CTRLREG "offsetof(struct vcpu_guest_context, ctrlreg)",
+            VCPU_CONTEXT_FS_BASE "offsetof(struct vcpu_guest_context, fs_base)", VGCF_ONLINE "VGCF_online",
+            XEN_SCHEDULER_CREDIT "XEN_SCHEDULER_CREDIT", XEN_DOMCTL_SCHEDOP_PUTINFO "XEN_DOMCTL_SCHEDOP_putinfo",
+            XEN_DOMCTL_SCHEDOP_GETINFO "XEN_DOMCTL_SCHEDOP_getinfo";
         event_channel:
             EVTCHNOP_BIND_INTERDOMAIN "EVTCHNOP_bind_interdomain", EVTCHNOP_BIND_VIRQ "EVTCHNOP_bind_virq",
             EVTCHNOP_BIND_PIRQ "EVTCHNOP_bind_pirq", EVTCHNOP_CLOSE "EVTCHNOP_close", EVTCHNOP_SEND "EVTCHNOP_send",
@@ -388,6 +439,13 @@ fn const_rows(rows: &mut Vec<Row>) {
             RUNSTATE_UPDATE "XEN_RUNSTATE_UPDATE", RUNSTATE_RUNNING "RUNSTATE_running",
             RUNSTATE_RUNNABLE "RUNSTATE_runnable", RUNSTATE_BLOCKED "RUNSTATE_blocked",
             RUNSTATE_OFFLINE "RUNSTATE_offline";
+        sysctl:
+            XEN_SYSCTL_INTERFACE_VERSION "XEN_SYSCTL_INTERFACE_VERSION", SYSCTL_SIZE "sizeof(struct xen_sysctl)",
+            SYSCTL_ARG "offsetof(struct xen_sysctl, u)", XEN_SYSCTL_READCONSOLE "XEN_SYSCTL_readconsole",
+            XEN_SYSCTL_PHYSINFO "XEN_SYSCTL_physinfo", XEN_SYSCTL_SCHED_ID "XEN_SYSCTL_sched_id",
+            XEN_SYSCTL_GETDOMAININFOLIST "XEN_SYSCTL_getdomaininfolist",
+            XEN_SYSCTL_PHYSCAP_HVM "XEN_SYSCTL_PHYSCAP_hvm", XEN_SYSCTL_PHYSCAP_HAP "XEN_SYSCTL_PHYSCAP_hap",
+            XEN_SYSCTL_PHYSCAP_GNTTAB_V1 "XEN_SYSCTL_PHYSCAP_gnttab_v1";
         vcpu:
             VCPUOP_INITIALISE "VCPUOP_initialise", VCPUOP_UP "VCPUOP_up", VCPUOP_DOWN "VCPUOP_down",
             VCPUOP_IS_UP "VCPUOP_is_up", VCPUOP_GET_RUNSTATE_INFO "VCPUOP_get_runstate_info",
