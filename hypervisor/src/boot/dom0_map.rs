@@ -13,6 +13,7 @@
 use alloc::vec::Vec;
 
 use guest_abi::pvh::MemmapEntry;
+pub use pvh_loader::map::{MAX_ENTRIES, memmap};
 
 use super::{
     cmdline::MIB,
@@ -23,8 +24,6 @@ use super::{
 
 /// Where CPUs see their own local APIC and devices send interrupt messages to.
 const LOCAL_APIC_WINDOW: Span = Span::sized(0xfee0_0000, MIB);
-/// Linux copies the map into a table of 128 without a check, and adds an entry of its own.
-pub const MAX_ENTRIES: usize = 127;
 
 /// How dom0's second-level tables map a piece of device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,18 +76,6 @@ impl Dom0Map {
     pub fn memmap(&self) -> Vec<MemmapEntry> {
         memmap(&self.e820)
     }
-}
-
-/// Entries in the form of the PVH boot protocol.
-#[must_use]
-pub fn memmap(entries: &[Entry]) -> Vec<MemmapEntry> {
-    let convert = |entry: &Entry| MemmapEntry {
-        addr: entry.span.start(),
-        size: entry.span.len(),
-        kind: entry.kind.number(),
-        reserved: 0,
-    };
-    entries.iter().map(convert).collect()
 }
 
 fn e820(host: &HostMap, share: &Share) -> Vec<Entry> {

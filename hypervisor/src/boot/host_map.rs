@@ -9,9 +9,8 @@
 //! Source of the type numbers: *ACPI Specification 6.5*, §15.2 INT 15H, E820H Query System Address Map.
 
 use alloc::vec::Vec;
-use core::fmt;
 
-use guest_abi::pvh::{MEMMAP_ACPI, MEMMAP_NVS, MEMMAP_RAM, MEMMAP_RESERVED, MEMMAP_UNUSABLE};
+pub use pvh_loader::map::{Entry, Kind};
 
 use super::span::{Span, Spans};
 
@@ -24,68 +23,6 @@ pub struct FirmwareEntry {
     pub len: u64,
     /// e820 type number; the numbers of multiboot2 and of PVH are the same.
     pub kind: u32,
-}
-
-/// What a piece of the address space is for. Ordered: the later one holds where two overlap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Memory for the operating system.
-    Ram,
-    /// The firmware's, or a device's.
-    Reserved,
-    /// ACPI tables.
-    Acpi,
-    /// Memory that ACPI keeps over sleep.
-    Nvs,
-    /// Broken memory.
-    Unusable,
-}
-
-impl Kind {
-    /// From the number; what is not known is nobody's to use.
-    #[must_use]
-    pub const fn from_number(number: u32) -> Self {
-        match number {
-            MEMMAP_RAM => Self::Ram,
-            MEMMAP_ACPI => Self::Acpi,
-            MEMMAP_NVS => Self::Nvs,
-            MEMMAP_UNUSABLE => Self::Unusable,
-            _ => Self::Reserved,
-        }
-    }
-
-    /// The number, the same in e820 and in a PVH memory map.
-    #[must_use]
-    pub const fn number(self) -> u32 {
-        match self {
-            Self::Ram => MEMMAP_RAM,
-            Self::Reserved => MEMMAP_RESERVED,
-            Self::Acpi => MEMMAP_ACPI,
-            Self::Nvs => MEMMAP_NVS,
-            Self::Unusable => MEMMAP_UNUSABLE,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ram => "RAM",
-            Self::Reserved => "reserved",
-            Self::Acpi => "ACPI data",
-            Self::Nvs => "ACPI NVS",
-            Self::Unusable => "unusable",
-        })
-    }
-}
-
-/// A piece of an address space and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The addresses, whole pages.
-    pub span: Span,
-    /// What they are.
-    pub kind: Kind,
 }
 
 /// The host's memory map: sorted, page-aligned, without overlaps, below the limit it was made with.

@@ -16,9 +16,8 @@
 pub mod acpi;
 pub mod cmdline;
 pub mod dom0_map;
-pub mod elf;
 pub mod host_map;
 pub mod machine_map;
 pub mod module;
-pub mod pvh;
-pub mod span;
+
+pub use pvh_loader::{elf, plan as pvh, span};

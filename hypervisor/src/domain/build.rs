@@ -15,12 +15,13 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use guest_abi::num::to_usize;
 use guest_abi::pvh::{SIF_INITDOMAIN, SIF_PRIVILEGED};
 use guest_abi::{DomId, Gfn, Gpa, VcpuId, hvm};
+use pvh_loader::acpi::NoRoom;
 use spin::Once;
 
 use super::{Domain, NR_HVM_PARAMS, Privileges, RUNNING, console};
 use crate::addr::{Hpa, Mfn, Order, PAGE_SIZE};
 use crate::backend::VcpuConfig;
-use crate::boot::acpi::{self, AcpiError};
+use crate::boot::acpi;
 use crate::boot::dom0_map::{Caching, Dom0Map};
 use crate::boot::elf::{self, ElfError, Kernel};
 use crate::boot::host_map::{Entry, Kind};
@@ -69,7 +70,7 @@ pub enum BuildError {
     /// Kernel, initial RAM disk and command line do not fit.
     Load(LoadError),
     /// The domain's ACPI tables.
-    Tables(AcpiError),
+    Tables(NoRoom),
     /// Event channels.
     Events(evtchn::Error),
     /// Frames.
@@ -112,7 +113,7 @@ macro_rules! from_error {
         }
     )*};
 }
-from_error!(ElfError => Kernel, LoadError => Load, AcpiError => Tables, evtchn::Error => Events, FrameError => Frames, P2mError => P2m);
+from_error!(ElfError => Kernel, LoadError => Load, NoRoom => Tables, evtchn::Error => Events, FrameError => Frames, P2mError => P2m);
 
 /// A domain without memory.
 pub(crate) struct Blueprint {

@@ -4,20 +4,20 @@
 //! Debian ships a bzImage: a decompressor with a compressed ELF inside. GRUB and an emulated BIOS
 //! would read it quickly and then spend minutes of emulated time in the decompressor (112 s for
 //! xz in Bochs), and a hypervisor that starts PVH kernels wants the ELF anyway. So the payload is
-//! unpacked here, on the host, once ([`payload`]), and written without the zeroes at the end of its
+//! unpacked here, on the host, once ([`pvh_loader::bzimage`]), and written without the zeroes at the end of its
 //! segments ([`vmlinux`]), which saves a third of what the emulated disk must deliver.
 //!
 //! The same step reads what the kernel says of itself: its release (which modules fit), whether it
 //! can be started by PVH at all, and whether it can be dom0. Debian's cloud flavour cannot, and
 //! would only show it as a silent hang.
 
-mod payload;
 mod vmlinux;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use pvh_loader::bzimage::{self, Image};
 use sha2::{Digest, Sha256};
 
 use crate::debian::{self, Store};
@@ -129,9 +129,9 @@ pub(crate) fn unpack(vmlinuz: &Path, out: &Path) -> Result<Unpacked> {
     let cached = out.exists() && fs::read_to_string(&stamp).is_ok_and(|from| from.trim() == digest);
     if !cached {
         let context = || format!("kernel {}", vmlinuz.display());
-        let elf = match payload::find(&image).with_context(context)? {
-            payload::Image::Elf => image,
-            payload::Image::BzImage(payload) => payload.unpack().with_context(context)?,
+        let elf = match bzimage::find(&image).with_context(context)? {
+            Image::Elf => image,
+            Image::BzImage(payload) => payload.unpack().with_context(context)?,
         };
         let trimmed = vmlinux::trim(&elf).with_context(context)?;
         if let Some(parent) = out.parent() {

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kernels made by hand, and (ignored: they need the archive) Debian's own.
 
-use std::io::Write;
-
-use super::{Series, fetch, payload, unpack, vmlinux};
+use super::{Series, fetch, unpack, vmlinux};
 
 fn note(kind: u32, desc: &[u8]) -> Vec<u8> {
     let length = u32::try_from(desc.len()).unwrap();
@@ -39,30 +37,9 @@ fn elf(body: &[u8], zeroes: usize, notes: &[u8]) -> Vec<u8> {
     out
 }
 
-fn bzimage(payload: &[u8]) -> Vec<u8> {
-    let mut image = vec![0; 1024];
-    image[0x1f1] = 1;
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
-    image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
-    image.extend_from_slice(payload);
-    image
-}
-
 fn dom0_elf() -> Vec<u8> {
     let notes = [note(18, &0x0100_0850u64.to_le_bytes()), note(17, &0x8801u32.to_le_bytes())].concat();
     elf(b"Linux version 6.1.0-test (x) y", 5000, &notes)
-}
-
-fn with_trailer(stream: Vec<u8>, unpacked: usize) -> Vec<u8> {
-    [stream, u32::try_from(unpacked).unwrap().to_le_bytes().to_vec()].concat()
-}
-
-fn payload_of(image: &[u8]) -> anyhow::Result<Vec<u8>> {
-    match payload::find(image)? {
-        payload::Image::BzImage(payload) => payload.unpack(),
-        payload::Image::Elf => panic!("an ELF"),
-    }
 }
 
 #[test]
@@ -92,38 +69,7 @@ fn a_cloud_kernel_is_refused_as_dom0_but_not_as_guest() {
 }
 
 #[test]
-fn gzip_and_lz4_payloads_unpack() {
-    let kernel = dom0_elf();
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&kernel).unwrap();
-    assert_eq!(payload_of(&bzimage(&gzip.finish().unwrap())).unwrap(), kernel);
-
-    let block = lz4_flex::block::compress(&kernel);
-    let length = u32::try_from(block.len()).unwrap().to_le_bytes();
-    let lz4 = [&[0x02, 0x21, 0x4c, 0x18], length.as_slice(), &block].concat();
-    assert_eq!(payload_of(&bzimage(&with_trailer(lz4.clone(), kernel.len()))).unwrap(), kernel);
-
-    let wrong = payload_of(&bzimage(&with_trailer(lz4, kernel.len() + 1))).unwrap_err().to_string();
-    assert!(wrong.contains("its trailer says"), "{wrong}");
-}
-
-#[test]
-fn unsupported_compressions_are_named() {
-    for (magic, name) in [(b"BZh9xxxx", "bzip2"), (b"\x89LZOxxxx", "lzo")] {
-        let refusal = payload_of(&bzimage(&with_trailer(magic.to_vec(), 1))).unwrap_err().to_string();
-        assert!(refusal.contains(name), "{refusal}");
-    }
-}
-
-#[test]
 fn truncated_images_are_errors() {
-    let image = bzimage(b"\xfd7zXZ\0damaged....");
-    for length in 0..image.len() {
-        if let Ok(payload::Image::BzImage(payload)) = payload::find(&image[..length]) {
-            payload.unpack().unwrap_err();
-        }
-    }
-    assert!(payload_of(&image).is_err());
     let kernel = dom0_elf();
     for length in 0..kernel.len() {
         let _ = vmlinux::trim(&kernel[..length]);

@@ -44,6 +44,7 @@ pub(super) fn all() -> Vec<Step> {
         bare_metal("doc/hypervisor", "doc", &["--package", "hypervisor", "--no-deps", "--document-private-items"]),
         bare_metal("doc/guests", "doc", &["--package", "test-guests", "--no-deps", "--document-private-items"]),
         step("unit/guest-abi", "test", &["--package", "guest-abi"]),
+        step("unit/pvh-loader", "test", &["--package", "pvh-loader", "--features", "bzimage"]),
         step("unit/hypervisor", "test", &["--package", "hypervisor"]),
         step("unit/dom0-tools", "test", &["--package", "dom0-tools"]),
         step("unit/tests", "test", &["--package", "isthmus-tests"]),

@@ -7,34 +7,17 @@
 //! vCPUs, each with the APIC id of the CPU whose interrupts it takes, and one entry for each
 //! of the host's I/O APICs. Tables are kept by name from a list, so that what is not known is withheld.
 //!
-//! A guest has no devices to be found, so it gets the least that Linux takes: *hardware-reduced*
-//! ACPI (no PM timer, no event registers, no legacy interrupt controller), an empty DSDT and a
-//! MADT with its vCPUs. Without a MADT Linux would install no timer at all and hang.
-//!
-//! An entry's processor UID is the vCPU's id: that is how Linux finds the vCPU's number. All entries are
-//! local APICs, or all are x2APICs when some id does not fit: Linux 6.12 ignores part of a mixed list.
+//! A guest's tables are made by [`pvh_loader::acpi`], as is what is new in dom0's.
 
 use alloc::vec::Vec;
 
-use guest_abi::num::{low_u8, low_u32, to_usize};
+pub use pvh_loader::acpi::{Maker, Tables, for_guest};
 
 use super::{
     AcpiError, Signature,
-    host::{HostAcpi, IoApic, Override, Table},
-    sum,
+    host::{HostAcpi, Override, Table},
 };
 use crate::boot::span::{Span, Spans};
-
-/// A set of tables, made to be written to one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tables {
-    /// Where the bytes go, guest physical.
-    pub at: u64,
-    /// The root pointer's address.
-    pub rsdp: u64,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
 
 /// Names of host tables that dom0 sees. The FADT leads to the DSDT and the FACS.
 const KEPT: [&[u8; 4]; 13] = [
@@ -70,141 +53,15 @@ pub fn for_dom0(
     Ok((maker.finish(room, &list)?, withheld.map(|table| table.signature).collect()))
 }
 
-/// Makes a guest's tables, at the start of `room`. `apic_ids` are those of its vCPUs, in order.
-///
-/// # Errors
-/// [`AcpiError::NoRoom`].
-pub fn for_guest(room: Span, apic_ids: &[u32]) -> Result<Tables, AcpiError> {
-    let mut maker = Maker::new(room.start(), *b"ISTHMU");
-    let dsdt = maker.table(b"DSDT", 2, &[]);
-    let fadt = maker.fadt(dsdt);
-    let madt = maker.madt(apic_ids, &[], &[]);
-    maker.finish(room, &[fadt, madt])
-}
-
-/// Puts one table behind the other.
-struct Maker {
-    at: u64,
-    oem: [u8; 6],
-    bytes: Vec<u8>,
-}
-
-const HEADER: usize = super::HEADER;
-/// Where CPUs see their local APIC. Linux wants an address even if it never uses it.
-const LOCAL_APIC: u32 = 0xfee0_0000;
-
-impl Maker {
-    fn new(at: u64, oem: [u8; 6]) -> Self {
-        Self { at, oem, bytes: Vec::new() }
-    }
-
-    /// Starts at the next multiple of 16, and says where that is.
-    fn align(&mut self) -> u64 {
-        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
-        self.at + self.bytes.len() as u64
-    }
-
-    /// Adds a table (§5.2.6) and returns its address.
-    fn table(&mut self, signature: &[u8; 4], revision: u8, body: &[u8]) -> u64 {
-        let at = self.align();
-        let start = self.bytes.len();
-        let len = low_u32((HEADER + body.len()) as u64);
-        self.bytes.extend(signature);
-        self.bytes.extend(len.to_le_bytes());
-        self.bytes.extend([revision, 0]);
-        self.bytes.extend(self.oem);
-        self.bytes.extend(b"ISTHMUS ");
-        self.bytes.extend(1u32.to_le_bytes());
-        self.bytes.extend(b"ISTH");
-        self.bytes.extend(1u32.to_le_bytes());
-        self.bytes.extend(body);
-        self.bytes[start + 9] = sum(&self.bytes[start..]).wrapping_neg();
-        at
-    }
-
-    /// A MADT (§5.2.12) without the flag that says there is a legacy interrupt controller.
-    fn madt(&mut self, apic_ids: &[u32], io_apics: &[IoApic], overrides: &[Override]) -> u64 {
-        const ENABLED: u32 = 1;
-        let mut body = Vec::new();
-        body.extend(LOCAL_APIC.to_le_bytes());
-        body.extend(0u32.to_le_bytes());
-        // UIDs are vCPU numbers, which need a wide entry as soon as ids do.
-        let narrow = apic_ids.len() <= 255 && apic_ids.iter().all(|id| *id < 255);
-        for (uid, id) in (0u32..).zip(apic_ids) {
-            if narrow {
-                body.extend([0, 8, low_u8(uid.into()), low_u8((*id).into())]);
-                body.extend(ENABLED.to_le_bytes());
-            } else {
-                body.extend([9, 16, 0, 0]);
-                [*id, ENABLED, uid].iter().for_each(|word| body.extend(word.to_le_bytes()));
-            }
-        }
-        for io_apic in io_apics {
-            body.extend([1, 12, io_apic.id, 0]);
-            body.extend(io_apic.address.to_le_bytes());
-            body.extend(io_apic.gsi_base.to_le_bytes());
-        }
-        for source in overrides {
-            body.extend([2, 10, 0, source.irq]);
-            body.extend(source.gsi.to_le_bytes());
-            body.extend(source.flags.to_le_bytes());
-        }
-        self.table(b"APIC", 4, &body)
-    }
-
-    /// A hardware-reduced FADT, revision 6 (§5.2.9).
-    fn fadt(&mut self, dsdt: u64) -> u64 {
-        /// No VGA, no CMOS clock; bits 0 and 1 (legacy devices, keyboard controller) are clear.
-        const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
-        /// WBINVD works; no fixed power and sleep buttons; hardware-reduced.
-        const FLAGS: u32 = 1 | 1 << 4 | 1 << 5 | 1 << 20;
-        let mut body = [0; 276 - HEADER];
-        let mut put = |at: usize, value: &[u8]| body[at - HEADER..at - HEADER + value.len()].copy_from_slice(value);
-        put(40, &low_u32(dsdt).to_le_bytes());
-        put(109, &BOOT_ARCH.to_le_bytes());
-        put(112, &FLAGS.to_le_bytes());
-        put(140, &dsdt.to_le_bytes());
-        put(268, b"ISTHMUS\0");
-        self.table(b"FACP", 6, &body)
-    }
-
-    /// Adds the XSDT and the root pointer that leads to it.
-    fn finish(mut self, room: Span, list: &[u64]) -> Result<Tables, AcpiError> {
-        let list: Vec<u8> = list.iter().flat_map(|at| at.to_le_bytes()).collect();
-        let xsdt = self.table(b"XSDT", 1, &list);
-        let rsdp = self.align();
-        let mut bytes = [0; 36];
-        bytes[..8].copy_from_slice(b"RSD PTR ");
-        bytes[9..15].copy_from_slice(&self.oem);
-        bytes[15] = 2;
-        bytes[20..24].copy_from_slice(&36u32.to_le_bytes());
-        bytes[24..32].copy_from_slice(&xsdt.to_le_bytes());
-        bytes[8] = sum(&bytes[..20]).wrapping_neg();
-        bytes[32] = sum(&bytes).wrapping_neg();
-        self.bytes.extend(bytes);
-        let need = self.bytes.len() as u64;
-        if need > room.len() {
-            return Err(AcpiError::NoRoom { need, room: room.len() });
-        }
-        Ok(Tables { at: self.at, rsdp, bytes: self.bytes })
-    }
-}
-
-impl Tables {
-    /// The bytes of the table at an address, up to the end of the set.
-    #[must_use]
-    pub fn from_address(&self, at: u64) -> &[u8] {
-        at.checked_sub(self.at).and_then(|offset| self.bytes.get(to_usize(offset)..)).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
+    use guest_abi::num::to_usize;
+
     use super::*;
     use crate::boot::{
-        acpi::host::{Madt, RootPointer, tests::FakeMemory},
+        acpi::host::{IoApic, Madt, RootPointer, tests::FakeMemory},
         pvh::GUEST_TABLES,
     };
 
@@ -271,7 +128,8 @@ mod tests {
             iommus: vec![],
             complaints: vec![],
         };
-        let others = [(maker.at, maker.bytes)];
+        let made = maker.finish(Span::sized(0x7fe_0000, 64 << 10), &[]).unwrap();
+        let others = [(made.at, made.bytes)];
         let room = Span::sized(0xff_0000, 64 << 10);
         let visible: Spans = [Span::new(0x7fe_0000, pointers[7])].into_iter().collect();
         let (tables, withheld) = for_dom0(&host, room, &[0, 1], &visible).unwrap();

@@ -8,6 +8,8 @@ use guest_abi::{
     num::{low_u16, to_usize},
 };
 
+pub use pvh_loader::acpi::{IoApic, Override};
+
 use super::links::{self, Links};
 use super::{AcpiError, HEADER, Header, PhysRead, Signature, sum};
 use crate::{addr::PAGE_SIZE, boot::span::Span};
@@ -53,28 +55,6 @@ pub struct Madt {
     pub io_apics: Vec<IoApic>,
     /// ISA interrupts that are not wired one to one.
     pub overrides: Vec<Override>,
-}
-
-/// An I/O APIC. How many pins it has is in its own register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoApic {
-    /// Its id.
-    pub id: u8,
-    /// Its registers.
-    pub address: u32,
-    /// The global interrupt number of its first pin.
-    pub gsi_base: u32,
-}
-
-/// An interrupt source override.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Override {
-    /// The ISA interrupt.
-    pub irq: u8,
-    /// The global interrupt that it arrives as.
-    pub gsi: u32,
-    /// Polarity in bits 1:0, trigger mode in bits 3:2 (table 5.26).
-    pub flags: u16,
 }
 
 /// What is used of the fixed ACPI description table (§5.2.9).

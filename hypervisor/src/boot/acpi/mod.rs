@@ -16,6 +16,7 @@ use alloc::{vec, vec::Vec};
 use core::fmt;
 
 use guest_abi::num::to_usize;
+use pvh_loader::acpi::NoRoom;
 
 use crate::{
     addr::{Hpa, PAGE_SIZE},
@@ -123,17 +124,14 @@ pub enum AcpiError {
         table: Signature,
     },
     /// Tables that were made do not fit.
-    NoRoom {
-        /// Bytes that they have.
-        need: u64,
-        /// Bytes that are there.
-        room: u64,
-    },
+    NoRoom(NoRoom),
 }
 
 impl fmt::Display for AcpiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ACPI: ")?;
+        if !matches!(self, Self::NoRoom(_)) {
+            write!(f, "ACPI: ")?;
+        }
         match *self {
             Self::NoRootPointer => write!(f, "no root pointer (RSDP) was found; turn ACPI on in the firmware")?,
             Self::BadRootPointer => write!(f, "the root pointer (RSDP) is damaged")?,
@@ -149,11 +147,15 @@ impl fmt::Display for AcpiError {
             Self::NoMadt => write!(f, "there is no MADT, so the machine's CPUs and I/O APICs are not known")?,
             Self::NoCpu => write!(f, "the MADT lists no enabled CPU")?,
             Self::TooMany { table } => write!(f, "the table {table} has more entries than a machine can have")?,
-            Self::NoRoom { need, room } => {
-                return write!(f, "a domain's tables need {need} bytes and {room} are set aside; give it fewer vCPUs");
-            }
+            Self::NoRoom(error) => return error.fmt(f),
         }
         if *self == Self::NoRootPointer { Ok(()) } else { write!(f, "; a firmware update may help") }
+    }
+}
+
+impl From<NoRoom> for AcpiError {
+    fn from(error: NoRoom) -> Self {
+        Self::NoRoom(error)
     }
 }
 

@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 const ENTRY: u64 = MIB + 0x40;
 
 fn kernel() -> Vec<u8> {
-    elf::tests::image(&[(MIB, 0x3000, b"text")], &[(b"Xen\0", ELFNOTE_PHYS32_ENTRY, &ENTRY.to_le_bytes())])
+    pvh_loader::sample::image(&[(MIB, 0x3000, b"text")], &[(b"Xen\0", ELFNOTE_PHYS32_ENTRY, &ENTRY.to_le_bytes())])
 }
 
 fn spec(mem: u64, vcpus: u32) -> GuestSpec<'static> {

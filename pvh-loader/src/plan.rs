@@ -18,21 +18,19 @@ use alloc::{vec, vec::Vec};
 use core::fmt;
 
 use guest_abi::{
-    Gpa, Wire,
+    Gpa, PAGE_SIZE, Wire,
     num::{low_u32, to_usize},
     pvh::{MemmapEntry, ModlistEntry, START_MAGIC, START_VERSION, StartInfo},
 };
 
-use super::{
-    cmdline::MIB,
-    dom0_map::{MAX_ENTRIES, memmap},
+use crate::{
     elf::Kernel,
-    host_map::{Entry, Kind},
+    map::{Entry, Kind, MAX_ENTRIES, memmap},
     span::{Span, Spans},
 };
-use crate::addr::PAGE_SIZE;
 
 const PAGE: u64 = PAGE_SIZE as u64;
+const MIB: u64 = 1 << 20;
 const GIB: u64 = 1024 * MIB;
 /// The longest command line that Linux keeps, without its end mark.
 pub const MAX_CMDLINE: usize = 2047;
@@ -328,7 +326,7 @@ pub fn guest_map(mem: u64) -> Result<Vec<Entry>, LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::elf::{Relocation, Segment};
+    use crate::elf::{Relocation, Segment};
     use guest_abi::pvh::{SIF_INITDOMAIN, SIF_PRIVILEGED};
     use proptest::prelude::*;
 

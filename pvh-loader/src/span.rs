@@ -4,12 +4,12 @@
 //! The machine map is arithmetic on such sets: what the firmware calls RAM, less what somebody
 //! has, is free. A set is kept as sorted spans that neither overlap nor touch, so two equal sets
 //! are equal as values and a walk sees each byte once. A machine has a hundred spans at most and
-//! this runs at boot, so a sorted vector is enough.
+//! this runs when a domain is made, so a sorted vector is enough.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::addr::PAGE_SIZE;
+use guest_abi::PAGE_SIZE;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
