@@ -14,7 +14,7 @@
 //! Sources: *System V ABI, Edition 4.1*, chapter 5 (program header, note section);
 //! `xen/include/public/elfnote.h` at 4.17.
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 use core::{fmt, ops::Range};
 
 use guest_abi::{
@@ -163,13 +163,46 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const MAX_PROGRAM_HEADERS: u16 = 128;
 const MAX_NOTES: usize = 256;
+const MAX_NOTES_LEN: usize = 64 << 10;
 const FOUR_GIB: u64 = 1 << 32;
+
+/// Bytes of a kernel file, read in pieces: of a file of 60 MiB a few hundred bytes matter here.
+pub trait Source {
+    /// The file's length in bytes.
+    fn len(&self) -> usize;
+
+    /// Copies the bytes from `at` on. They are inside the file.
+    fn read(&self, at: usize, bytes: &mut [u8]);
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Source for [u8] {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self[at..at + bytes.len()]);
+    }
+}
 
 /// Reads a kernel file.
 ///
 /// # Errors
 /// What is wrong with it; the text does not repeat the file's name, which the caller knows.
 pub fn parse(file: &[u8]) -> Result<Kernel, ElfError> {
+    parse_source(file)
+}
+
+/// Reads a kernel file that is not in memory as a slice.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_source<S: Source + ?Sized>(file: &S) -> Result<Kernel, ElfError> {
     let header = Header::parse(file)?;
     let mut kernel = Kernel { segments: Vec::new(), entry: 0, relocation: None, features: None };
     let mut entry = None;
@@ -177,7 +210,7 @@ pub fn parse(file: &[u8]) -> Result<Kernel, ElfError> {
         let segment = header.program_header(file, i)?;
         match segment.kind {
             PT_LOAD if segment.mem_len != 0 => kernel.segments.push(segment.load(file)?),
-            PT_NOTE => kernel.read_notes(segment.bytes(file, "notes")?, &mut entry)?,
+            PT_NOTE => kernel.read_notes(&segment.notes(file)?, &mut entry)?,
             _ => {}
         }
     }
@@ -238,21 +271,28 @@ struct Header {
 }
 
 /// A little-endian number at a byte offset, if it is in the file.
-fn read<T: Wire>(file: &[u8], at: u64) -> Option<T> {
+fn read<T: Wire, S: Source + ?Sized>(file: &S, at: u64) -> Option<T> {
     let at = to_usize(at);
-    file.get(at..at.checked_add(T::SIZE)?).map(T::from_bytes)
+    let end = at.checked_add(T::SIZE)?;
+    let mut bytes = [0; 8];
+    let bytes = bytes.get_mut(..T::SIZE)?;
+    (end <= file.len()).then(|| {
+        file.read(at, bytes);
+        T::from_bytes(bytes)
+    })
 }
 
 impl Header {
-    fn parse(file: &[u8]) -> Result<Self, ElfError> {
-        if !file.starts_with(b"\x7fELF") {
+    fn parse<S: Source + ?Sized>(file: &S) -> Result<Self, ElfError> {
+        if read(file, 0) != Some(u32::from_le_bytes(*b"\x7fELF")) {
             // The boot sector's signature and, behind the jump, the setup header's.
-            let is_linux = file.get(0x1fe..0x200) == Some(b"\x55\xaa") && file.get(0x202..0x206) == Some(b"HdrS");
+            let is_linux =
+                read(file, 0x1fe) == Some(0xaa55_u16) && read(file, 0x202) == Some(u32::from_le_bytes(*b"HdrS"));
             return Err(if is_linux { ElfError::Compressed } else { ElfError::NotElf });
         }
         let truncated = ElfError::Truncated { what: "header" };
-        let byte = |at: usize| file.get(at).copied().ok_or(truncated);
-        let half = |at: u64| read::<u16>(file, at).ok_or(truncated);
+        let byte = |at: u64| read::<u8, S>(file, at).ok_or(truncated);
+        let half = |at: u64| read::<u16, S>(file, at).ok_or(truncated);
         let is_64 = match byte(4)? {
             1 => false,
             2 => true,
@@ -270,9 +310,9 @@ impl Header {
             return Err(ElfError::Foreign { field: "e_type" });
         }
         let (program_headers, sizes) = if is_64 {
-            (read::<u64>(file, 32).ok_or(truncated)?, 54)
+            (read::<u64, S>(file, 32).ok_or(truncated)?, 54)
         } else {
-            (u64::from(read::<u32>(file, 28).ok_or(truncated)?), 42)
+            (u64::from(read::<u32, S>(file, 28).ok_or(truncated)?), 42)
         };
         let header = Self { is_64, program_headers, entry_size: half(sizes)?, nr_program_headers: half(sizes + 2)? };
         if header.nr_program_headers > MAX_PROGRAM_HEADERS {
@@ -284,15 +324,15 @@ impl Header {
         Ok(header)
     }
 
-    fn program_header(&self, file: &[u8], index: u16) -> Result<ProgramHeader, ElfError> {
+    fn program_header<S: Source + ?Sized>(&self, file: &S, index: u16) -> Result<ProgramHeader, ElfError> {
         let truncated = ElfError::Truncated { what: "program headers" };
         let offset = u64::from(index) * u64::from(self.entry_size);
         let at = self.program_headers.checked_add(offset).ok_or(truncated)?;
         // All fields lie in the entry, whose end is checked here for the sums below.
         at.checked_add(56).ok_or(truncated)?;
-        let word = |field: u64| read::<u32>(file, at + field).map(u64::from).ok_or(truncated);
-        let long = |field: u64| read::<u64>(file, at + field).ok_or(truncated);
-        let kind = read::<u32>(file, at).ok_or(truncated)?;
+        let word = |field: u64| read::<u32, S>(file, at + field).map(u64::from).ok_or(truncated);
+        let long = |field: u64| read::<u64, S>(file, at + field).ok_or(truncated);
+        let kind = read::<u32, S>(file, at).ok_or(truncated)?;
         if self.is_64 {
             Ok(ProgramHeader { kind, offset: long(8)?, start: long(24)?, file_len: long(32)?, mem_len: long(40)? })
         } else {
@@ -310,16 +350,22 @@ struct ProgramHeader {
 }
 
 impl ProgramHeader {
-    fn range(&self, file: &[u8], what: &'static str) -> Result<Range<usize>, ElfError> {
+    fn range<S: Source + ?Sized>(&self, file: &S, what: &'static str) -> Result<Range<usize>, ElfError> {
         let end = self.offset.checked_add(self.file_len).filter(|end| *end <= file.len() as u64);
         Ok(to_usize(self.offset)..to_usize(end.ok_or(ElfError::Truncated { what })?))
     }
 
-    fn bytes<'a>(&self, file: &'a [u8], what: &'static str) -> Result<&'a [u8], ElfError> {
-        file.get(self.range(file, what)?).ok_or(ElfError::Truncated { what })
+    fn notes<S: Source + ?Sized>(&self, file: &S) -> Result<Vec<u8>, ElfError> {
+        let range = self.range(file, "notes")?;
+        if range.len() > MAX_NOTES_LEN {
+            return Err(ElfError::TooMany { what: "notes" });
+        }
+        let mut notes = vec![0; range.len()];
+        file.read(range.start, &mut notes);
+        Ok(notes)
     }
 
-    fn load(&self, file: &[u8]) -> Result<Segment, ElfError> {
+    fn load<S: Source + ?Sized>(&self, file: &S) -> Result<Segment, ElfError> {
         let start = self.start;
         if self.file_len > self.mem_len {
             return Err(ElfError::Overlong { start });
@@ -342,9 +388,9 @@ struct Note<'a> {
 impl<'a> Note<'a> {
     /// Splits off the first note; name and contents are each padded to 4 bytes.
     fn first(notes: &'a [u8]) -> Option<(Self, &'a [u8])> {
-        let name_len = to_usize(u64::from(read::<u32>(notes, 0)?));
-        let desc_len = to_usize(u64::from(read::<u32>(notes, 4)?));
-        let kind = read::<u32>(notes, 8)?;
+        let name_len = to_usize(u64::from(read::<u32, _>(notes, 0)?));
+        let desc_len = to_usize(u64::from(read::<u32, _>(notes, 4)?));
+        let kind = read::<u32, _>(notes, 8)?;
         let desc_at = 12 + name_len.next_multiple_of(4);
         let owner = notes.get(12..12 + name_len)?;
         let desc = notes.get(desc_at..desc_at + desc_len)?;
@@ -359,8 +405,8 @@ impl<'a> Note<'a> {
 
     fn entry(&self) -> Result<u64, ElfError> {
         let entry = match self.desc.len() {
-            4 => read::<u32>(self.desc, 0).map(u64::from),
-            8 => read::<u64>(self.desc, 0),
+            4 => read::<u32, _>(self.desc, 0).map(u64::from),
+            8 => read::<u64, _>(self.desc, 0),
             _ => None,
         };
         entry.ok_or(ElfError::BadNote { name: "PHYS32_ENTRY" })
