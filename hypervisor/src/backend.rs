@@ -201,7 +201,7 @@ pub trait Machine: Sync {
         HeapUsage::default()
     }
     /// Wakes a pCPU that is idle or runs a guest, so that it looks at its vCPUs' flags.
-    fn kick(&self, pcpu: u32);
+    fn kick(&self, pcpu: usize);
     /// Reads a physical I/O APIC register.
     fn ioapic_read(&self, ioapic: usize, register: u8) -> u32;
     /// Writes a physical I/O APIC register.

@@ -14,6 +14,8 @@ pub struct HostFacts {
     pub hypervisor_frames: u64,
     /// Bytes of the image with its data, stacks and early tables.
     pub image_bytes: u64,
+    /// CPUs that run.
+    pub nr_pcpus: u32,
     /// CPUs that the firmware names.
     pub nr_present_cpus: u32,
     /// [`guest_abi::isthmus::IOMMU_NONE`] and its likes.

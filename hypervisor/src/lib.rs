@@ -37,5 +37,6 @@ pub mod sched;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod tlb;
 pub mod vcpu;
 pub mod vmx;

@@ -15,7 +15,7 @@ use core::sync::atomic::AtomicU64;
 
 use guest_abi::DomId;
 use guest_abi::isthmus;
-use guest_abi::num::low_u8;
+use guest_abi::num::{low_u8, low_u32};
 use hypervisor::addr::{Hpa, PAGE_SHIFT, Ticks};
 use hypervisor::boot::acpi::build::{Tables, for_dom0};
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
@@ -31,12 +31,13 @@ use hypervisor::emul::ioapic::{IoapicInfo, Ioapics};
 use hypervisor::facts::HostFacts;
 use hypervisor::hypervisor::Hypervisor;
 use hypervisor::input::InputRing;
+use hypervisor::pcpu;
 use hypervisor::sched::Attention;
 use hypervisor::time::{SystemClock, TscScale};
 
 use machine::boot::{BootInfo, BootModule, power};
 use machine::hw::{self, Hw};
-use machine::{apic, clock, console, cpu, layout, lazy, memory, paging, panic, rtc};
+use machine::{apic, clock, console, cpu, layout, lazy, memory, panic, percpu, rtc, smp};
 
 /// Bytes of the hypervisor's heap.
 const HEAP_SIZE: u64 = 3 << 19;
@@ -77,6 +78,9 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
     let backend = hw::enable_backend()?;
     let (x2apic, deadline) = apic::modes();
     log::info!("local APIC {}, x2APIC {x2apic}, TSC deadline {deadline}", apic::id());
+    pcpu::set_current(percpu::number);
+    let cpus = smp::start_all(map.trampoline, &acpi.madt.apic_ids);
+    log::info!("{} of {} CPUs run, with APIC ids {cpus:?}", cpus.len(), acpi.madt.apic_ids.len());
 
     let hv: &'static Hypervisor = Box::leak(Box::new(Hypervisor {
         machine: &Hw,
@@ -94,7 +98,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         phys_bits: cpu::phys_bits(),
         keeps_com1: options.console == Console::Com1,
         debug: DebugConsole::new(options.debug),
-        facts: facts(khz, &host, &acpi, &map),
+        facts: facts(khz, &host, &acpi, &map, &cpus),
     }));
     build_domains(hv, &options, &acpi, &map, &roster)?;
     reclaim(hv, &map);
@@ -148,7 +152,7 @@ fn read_acpi(info: &BootInfo) -> Result<HostAcpi, String> {
     for complaint in &acpi.complaints {
         log::warn!("ACPI: {complaint}");
     }
-    log::info!("{} CPUs, {} I/O APICs; using CPU 0", acpi.madt.apic_ids.len(), acpi.madt.io_apics.len());
+    log::info!("{} CPUs, {} I/O APICs", acpi.madt.apic_ids.len(), acpi.madt.io_apics.len());
     if acpi.iommus.is_empty() {
         log::warn!("no IOMMU: dom0's devices can reach all memory by DMA");
     } else {
@@ -178,7 +182,7 @@ fn plan_memory(
         hypervisor: Span::new(layout::image_start(), layout::image_end()),
         modules: &modules,
         in_use: &[],
-        boot_fixed: HEAP_SIZE + paging::tables_size(top),
+        boot_fixed: memory::boot_fixed(top, HEAP_SIZE, smp::nr_aps(&acpi.madt.apic_ids)),
         boot_per_frame: memory::RECORD_SIZE,
         dom0: roster.dom0.as_ref().map(|_| Dom0Request { mem: options.dom0_mem, scratch: options.dom0_scratch }),
         withheld: &withheld,
@@ -189,7 +193,7 @@ fn plan_memory(
 /// Loads the final page tables, gives the heap its main area, and makes the frame table.
 fn install_memory(host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> memory::Memory {
     let ioapics: Vec<Hpa> = acpi.madt.io_apics.iter().map(|ioapic| Hpa::new(u64::from(ioapic.address))).collect();
-    let memory = memory::install(host, map, HEAP_SIZE, &ioapics);
+    let memory = memory::install(host, map, HEAP_SIZE, smp::nr_aps(&acpi.madt.apic_ids), &ioapics);
     log::info!(
         "{} MiB free; {} KiB for the hypervisor: image {} KiB, boot area {}",
         memory.frames.free_frames().total >> 8,
@@ -300,7 +304,7 @@ fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi) -> Ioapics {
 }
 
 /// What was found, for reports.
-fn facts(tsc_khz: u32, host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> HostFacts {
+fn facts(tsc_khz: u32, host: &HostMap, acpi: &HostAcpi, map: &MachineMap, cpus: &[u32]) -> HostFacts {
     let image_bytes = layout::image_end() - layout::image_start();
     HostFacts {
         features: hw::features(),
@@ -308,6 +312,7 @@ fn facts(tsc_khz: u32, host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> Hos
         total_frames: host.of(Kind::Ram).total() >> PAGE_SHIFT,
         hypervisor_frames: (image_bytes + map.boot_area.len()) >> PAGE_SHIFT,
         image_bytes,
+        nr_pcpus: low_u32(cpus.len() as u64),
         nr_present_cpus: u32::try_from(acpi.madt.apic_ids.len()).unwrap_or(u32::MAX),
         iommu: if acpi.iommus.is_empty() { isthmus::IOMMU_NONE } else { isthmus::IOMMU_UNUSED },
     }

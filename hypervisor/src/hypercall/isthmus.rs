@@ -108,7 +108,7 @@ fn describe(hv: &Hypervisor) -> abi::HostInfo {
         image_bytes: facts.image_bytes,
         heap_used: heap.used,
         heap_size: heap.size,
-        nr_pcpus: 1,
+        nr_pcpus: facts.nr_pcpus,
         nr_present_cpus: facts.nr_present_cpus,
         iommu: facts.iommu,
         nr_domains: low_u32(hv.domains.iter().count() as u64),

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use hypervisor::addr::Ticks;
 
-use super::{clock, cpu, layout};
+use super::{clock, cpu, layout, percpu};
 
 /// The hypervisor's own vectors. Below them lie dom0's (0x20 to 0xeb).
 pub(crate) mod vector {
@@ -26,6 +26,8 @@ mod reg {
     pub(super) const TPR: u32 = 0x80;
     pub(super) const EOI: u32 = 0xb0;
     pub(super) const SVR: u32 = 0xf0;
+    pub(super) const ICR: u32 = 0x300;
+    pub(super) const ICR_HIGH: u32 = 0x310;
     pub(super) const LVT_TIMER: u32 = 0x320;
     pub(super) const LVT_LINT0: u32 = 0x350;
     pub(super) const LVT_LINT1: u32 = 0x360;
@@ -47,8 +49,6 @@ static X2APIC: AtomicBool = AtomicBool::new(false);
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
 /// Timer counts per 2^20 TSC ticks, in one-shot mode.
 static COUNTS_PER_MEBITICK: AtomicU64 = AtomicU64::new(0);
-/// The deadline that the timer is armed for; 0 when it is not. One pCPU.
-static ARMED: AtomicU64 = AtomicU64::new(0);
 static NR_IOAPICS: AtomicU32 = AtomicU32::new(0);
 
 fn read(register: u32) -> u32 {
@@ -83,15 +83,23 @@ pub(crate) fn base() -> u64 {
 /// Enables the boot CPU's local APIC and measures its timer. The tables of `paging.rs` are in use.
 pub(crate) fn init() {
     let features = cpu::cpuid(1, 0);
+    X2APIC.store(features.ecx & 1 << 21 != 0, Ordering::Relaxed);
+    TSC_DEADLINE.store(features.ecx & 1 << 24 != 0, Ordering::Relaxed);
+    enable();
+    if !TSC_DEADLINE.load(Ordering::Relaxed) {
+        measure_timer();
+    }
+}
+
+/// Enables this CPU's local APIC in the mode that [`init`] has chosen, with nothing but the timer let in.
+pub(crate) fn enable() {
     // SAFETY: every x86-64 CPU has the MSR.
     let base = unsafe { cpu::rdmsr(cpu::msr::APIC_BASE) };
-    if features.ecx & 1 << 21 != 0 {
-        // SAFETY: the CPU has x2APIC; enabling it keeps the APIC's state.
-        unsafe { cpu::wrmsr(cpu::msr::APIC_BASE, base | BASE_ENABLE | BASE_X2APIC) };
-        X2APIC.store(true, Ordering::Relaxed);
-    } else if base & BASE_ENABLE == 0 {
-        // SAFETY: turns the APIC on.
-        unsafe { cpu::wrmsr(cpu::msr::APIC_BASE, base | BASE_ENABLE) };
+    let x2apic = if X2APIC.load(Ordering::Relaxed) { BASE_X2APIC } else { 0 };
+    let wanted = base | BASE_ENABLE | x2apic;
+    if wanted != base {
+        // SAFETY: turns the APIC on; x2APIC mode was looked up, and keeps the APIC's state.
+        unsafe { cpu::wrmsr(cpu::msr::APIC_BASE, wanted) };
     }
     write(reg::LVT_TIMER, LVT_MASKED);
     write(reg::LVT_LINT0, LVT_MASKED);
@@ -99,17 +107,65 @@ pub(crate) fn init() {
     write(reg::LVT_ERROR, LVT_MASKED);
     write(reg::TPR, 0);
     write(reg::SVR, 1 << 8 | u32::from(vector::SPURIOUS));
-    if features.ecx & 1 << 24 != 0 {
-        TSC_DEADLINE.store(true, Ordering::Relaxed);
-        write(reg::LVT_TIMER, LVT_TSC_DEADLINE | u32::from(vector::TIMER));
+    let mode = if TSC_DEADLINE.load(Ordering::Relaxed) {
+        LVT_TSC_DEADLINE
     } else {
         write(reg::TIMER_DIVIDE, DIVIDE_BY_1);
-        measure_timer();
-        write(reg::LVT_TIMER, u32::from(vector::TIMER));
+        0
+    };
+    write(reg::LVT_TIMER, mode | u32::from(vector::TIMER));
+}
+
+/// An interprocessor interrupt, by what it does to a CPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ipi {
+    /// Makes it take an interrupt with this vector.
+    Fixed(u8),
+    /// Makes it take an NMI.
+    Nmi,
+    /// Resets it; it then waits for a start-up.
+    Init,
+    /// Starts it in real mode at the page.
+    Startup(u8),
+}
+
+impl Ipi {
+    const fn command(self) -> u32 {
+        match self {
+            Self::Fixed(vector) => 1 << 14 | vector as u32,
+            Self::Nmi => 1 << 14 | 4 << 8,
+            Self::Init => 1 << 14 | 5 << 8,
+            Self::Startup(page) => 1 << 14 | 6 << 8 | page as u32,
+        }
     }
 }
 
-/// Counts the timer against the TSC for at least 2^20 ticks.
+/// The highest APIC id that an interprocessor interrupt reaches.
+pub(crate) fn highest_id() -> u32 {
+    if X2APIC.load(Ordering::Relaxed) { u32::MAX - 1 } else { 254 }
+}
+
+/// Sends an interprocessor interrupt to the CPU with an APIC id.
+pub(crate) fn send(to: u32, ipi: Ipi) {
+    if X2APIC.load(Ordering::Relaxed) {
+        let command = u64::from(to) << 32 | u64::from(ipi.command());
+        // In x2APIC mode the write may overtake earlier stores, which are what the receiver is to
+        // look at. Source: Intel SDM vol. 3A, MSR Access in x2APIC Mode.
+        core::sync::atomic::fence(Ordering::SeqCst);
+        // SAFETY: x2APIC mode is on. What the receiver runs is the hypervisor's own: the vectors
+        // lead to its IDT, a start-up to its trampoline.
+        unsafe { cpu::wrmsr(MSR_X2APIC + (reg::ICR >> 4), command) };
+        return;
+    }
+    const SENDING: u32 = 1 << 12;
+    while read(reg::ICR) & SENDING != 0 {
+        core::hint::spin_loop();
+    }
+    write(reg::ICR_HIGH, to << 24);
+    write(reg::ICR, ipi.command());
+}
+
+/// Counts the timer against the TSC for at least 2^20 ticks. Its interrupt is far away.
 fn measure_timer() {
     write(reg::TIMER_INITIAL, u32::MAX);
     let (begin, first) = clock::sample(|| read(reg::TIMER_CURRENT));
@@ -141,19 +197,20 @@ pub(crate) fn eoi() {
 /// deadline is the one already set.
 #[inline]
 pub(crate) fn set_deadline(deadline: Ticks) {
-    if ARMED.load(Ordering::Relaxed) != deadline.raw() {
+    let armed = &percpu::current().armed;
+    if armed.load(Ordering::Relaxed) != deadline.raw() {
+        armed.store(deadline.raw(), Ordering::Relaxed);
         arm(deadline);
     }
 }
 
 /// Notes that the timer has fired, so that the next deadline is armed whatever it is.
 pub(crate) fn timer_fired() {
-    ARMED.store(0, Ordering::Relaxed);
+    percpu::current().armed.store(0, Ordering::Relaxed);
 }
 
 #[cold]
 fn arm(deadline: Ticks) {
-    ARMED.store(deadline.raw(), Ordering::Relaxed);
     let disarm = deadline.raw() == u64::MAX;
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         let value = if disarm { 0 } else { deadline.raw().max(1) };

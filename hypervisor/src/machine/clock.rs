@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How fast the time-stamp counter runs, and the hypervisor's uptime.
+//! How fast the time-stamp counter runs, whether it agrees between CPUs, and the hypervisor's uptime.
 //!
 //! The frequency is measured once against the PIT's channel 2: CPUID leaf 15h is not believed,
 //! because emulators report a frequency there that is not theirs. `cpu_khz=` overrides it.
 
+use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::Mutex;
 
 use super::cpu;
 
@@ -50,6 +53,100 @@ pub(crate) fn uptime_micros() -> u64 {
 /// The time-stamp counter at [`start`].
 pub(crate) fn boot_tsc() -> u64 {
     BOOT_TSC.load(Ordering::Relaxed)
+}
+
+/// Polls `is_done` for up to `micros`; `false` if it never was.
+pub(crate) fn poll_micros(micros: u64, is_done: &mut dyn FnMut() -> bool) -> bool {
+    let end = cpu::rdtsc().raw() + micros * KHZ.load(Ordering::Relaxed) / 1000;
+    loop {
+        if is_done() {
+            return true;
+        }
+        if cpu::rdtsc().raw() >= end {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Waits.
+pub(crate) fn delay_micros(micros: u64) {
+    poll_micros(micros, &mut || false);
+}
+
+/// Which of two CPUs that compare their counters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The one whose counter is the clock.
+    Boot = 0,
+    /// The one that is being started.
+    Started = 1,
+}
+
+/// The last reading of either counter.
+static LAST: Mutex<u64> = Mutex::new(0);
+/// How far each side has seen its own counter behind the other's.
+static BEHIND: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// How often either side has come to a meeting point.
+static MEETINGS: AtomicU64 = AtomicU64::new(0);
+
+/// Prepares for [`agree`], while no other CPU is in it.
+pub(crate) fn begin_to_agree() {
+    MEETINGS.store(0, Ordering::SeqCst);
+    *LAST.lock() = 0;
+}
+
+/// Sees to it that the time-stamp counters of two CPUs agree: neither ever reads less than the other
+/// has read before. Both call it at the same time, and get the same answer.
+///
+/// # Errors
+/// By how much they disagree, for a message.
+pub(crate) fn agree(side: Side) -> Result<(), String> {
+    const ATTEMPTS: u32 = 2;
+    let own = &BEHIND[side as usize];
+    let mut seen = (0, 0);
+    for attempt in 0..ATTEMPTS {
+        own.store(0, Ordering::SeqCst);
+        meet()?;
+        own.store(race(), Ordering::SeqCst);
+        meet()?;
+        seen =
+            (BEHIND[Side::Boot as usize].load(Ordering::SeqCst), BEHIND[Side::Started as usize].load(Ordering::SeqCst));
+        if seen == (0, 0) {
+            return Ok(());
+        }
+        if side == Side::Started && attempt == 0 {
+            let corrected = cpu::rdtsc().raw().wrapping_add(seen.1).wrapping_sub(seen.0);
+            // SAFETY: every x86-64 CPU has the MSR; nothing on this CPU has used its counter yet.
+            unsafe { cpu::wrmsr(cpu::msr::TSC, corrected) };
+        }
+        *LAST.lock() = 0;
+        meet()?;
+    }
+    Err(alloc::format!("its time-stamp counter disagrees with the boot CPU's by {} ticks", seen.0.max(seen.1)))
+}
+
+/// Reads the counter many times in turn with the other side; how far it was behind at worst.
+fn race() -> u64 {
+    const ROUNDS: u32 = 5_000;
+    (0..ROUNDS).fold(0, |worst, _| {
+        let mut last = LAST.lock();
+        let now = cpu::rdtsc_ordered().raw();
+        let behind = last.saturating_sub(now);
+        *last = now;
+        worst.max(behind)
+    })
+}
+
+/// Waits until the other side has come here too.
+fn meet() -> Result<(), String> {
+    const MICROS: u64 = 2_000_000;
+    let wanted = MEETINGS.fetch_add(1, Ordering::SeqCst) / 2 * 2 + 2;
+    if poll_micros(MICROS, &mut || MEETINGS.load(Ordering::SeqCst) >= wanted) {
+        Ok(())
+    } else {
+        Err("it went silent while the time-stamp counters were compared".into())
+    }
 }
 
 /// Ticks against counts of the PIT's channel 2. A measurement that was held up for longer than the

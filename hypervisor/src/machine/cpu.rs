@@ -74,6 +74,13 @@ pub(crate) fn rdtsc() -> Ticks {
     Ticks::new(high << 32 | low)
 }
 
+/// Reads the time-stamp counter after every load before it.
+pub(crate) fn rdtsc_ordered() -> Ticks {
+    // SAFETY: waits for earlier instructions; every x86-64 CPU has it.
+    unsafe { asm!("lfence", options(nostack, preserves_flags)) };
+    rdtsc()
+}
+
 /// Reads a byte from a port.
 ///
 /// # Safety

@@ -12,7 +12,7 @@ use spin::Once;
 
 use super::apic::{self, vector};
 use super::boot::power;
-use super::{console, cpu, heap, lazy, percpu, svm, vmx};
+use super::{console, cpu, heap, lazy, percpu, smp, svm, vmx};
 
 /// Which of the two ways this CPU runs guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,19 @@ pub(crate) fn enable_backend() -> Result<Backend, alloc::string::String> {
     svm::enable(features)?;
     log::info!("SVM: {features:?}");
     Ok(*BACKEND.call_once(|| Backend::Svm))
+}
+
+/// Turns on, for a CPU that was started, what [`enable_backend`] has found on the boot CPU.
+///
+/// # Errors
+/// What is missing, or different.
+pub(crate) fn enable_this_cpu() -> Result<(), alloc::string::String> {
+    match BACKEND.get() {
+        Some(Backend::Vmx { .. }) => vmx::enable(vmx::probe().map_err(|why| alloc::format!("{why}"))?)?,
+        Some(Backend::Svm) => svm::enable(svm::probe()?)?,
+        None => return Err("the boot CPU runs no guests".into()),
+    }
+    Ok(())
 }
 
 impl Backend {
@@ -172,8 +185,8 @@ impl Machine for Hw {
         HeapUsage { used: used as u64, size: (used + free) as u64 }
     }
 
-    fn kick(&self, _: u32) {
-        // One pCPU: whoever calls runs on it, and will look.
+    fn kick(&self, pcpu: usize) {
+        smp::kick(pcpu);
     }
 
     fn ioapic_read(&self, ioapic: usize, register: u8) -> u32 {

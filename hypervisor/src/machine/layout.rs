@@ -5,6 +5,7 @@
 //! 0x0000_0000_0020_0000  the image, mapped where it is linked (W^X, guard pages under stacks)
 //! 0xffff_8000_0000_0000  direct map of all RAM and firmware tables, writable, no execute
 //! 0xffff_c000_0000_0000  device registers, uncached: local APIC, I/O APICs
+//! 0xffff_c800_0000_0000  stacks of the other CPUs, 64 KiB apart, an unmapped page below each stack
 //! ```
 
 use hypervisor::addr::Hpa;
@@ -17,6 +18,56 @@ pub(crate) const DIRECT_MAP_SIZE: u64 = 1 << 46;
 pub(crate) const LAPIC: u64 = 0xffff_c000_0000_0000;
 /// Where the first I/O APIC's page is mapped; the others follow, a page each.
 pub(crate) const IOAPIC: u64 = LAPIC + 0x1000;
+
+/// Where the stacks of the CPUs that the boot CPU starts are mapped.
+const AP_STACKS: u64 = 0xffff_c800_0000_0000;
+/// Bytes of address space for the stacks of one of them.
+const AP_STACKS_SPACE: u64 = 0x1_0000;
+
+/// A stack of a CPU that the boot CPU starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApStack {
+    /// Where it runs.
+    Main,
+    /// For double faults.
+    Fault,
+    /// For NMIs and machine checks.
+    Nmi,
+}
+
+impl ApStack {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Main, Self::Fault, Self::Nmi];
+    /// Bytes of memory that they take together.
+    pub(crate) const SIZE: u64 = 0xc000;
+
+    /// Bytes from the start of the CPU's stack space, and of the stack. Between two stacks lies
+    /// a page that is never mapped.
+    const fn place(self) -> (u64, u64) {
+        match self {
+            Self::Main => (0x1000, 0x8000),
+            Self::Fault => (0xa000, 0x2000),
+            Self::Nmi => (0xd000, 0x2000),
+        }
+    }
+}
+
+/// A stack of CPU `id`, which is not the boot CPU.
+pub(crate) const fn ap_stack(id: u32, which: ApStack) -> core::ops::Range<u64> {
+    let (offset, len) = which.place();
+    let start = AP_STACKS + id as u64 * AP_STACKS_SPACE + offset;
+    start..start + len
+}
+
+/// Whether an address lies on a stack of a CPU that the boot CPU started.
+pub(crate) fn is_on_ap_stack(address: u64) -> bool {
+    let Some(offset) = address.checked_sub(AP_STACKS) else { return false };
+    let is_in = |which: ApStack| {
+        let (start, len) = which.place();
+        (start..start + len).contains(&(offset % AP_STACKS_SPACE))
+    };
+    offset < hypervisor::pcpu::MAX_PCPUS as u64 * AP_STACKS_SPACE && ApStack::ALL.into_iter().any(is_in)
+}
 
 unsafe extern "C" {
     static __image_start: u8;

@@ -15,8 +15,9 @@ use hypervisor::frame::{FrameRecord, FrameTable};
 use hypervisor::mem::PhysMem;
 
 use super::boot::identity_bytes;
-use super::paging::{self, Devices};
-use super::{apic, bulk, heap, layout};
+use super::layout::{self, ApStack};
+use super::paging::{self, Extras};
+use super::{apic, bulk, heap};
 
 /// Bytes of one frame record.
 pub(crate) const RECORD_SIZE: u64 = size_of::<FrameRecord>() as u64;
@@ -44,19 +45,26 @@ impl PhysRead for Identity {
     }
 }
 
+/// Bytes of the boot area that do not depend on the number of frames.
+pub(crate) fn boot_fixed(top: u64, heap_size: u64, nr_aps: u64) -> u64 {
+    paging::tables_size(top) + nr_aps * ApStack::SIZE + heap_size
+}
+
 /// Loads the hypervisor's own page tables and puts heap and frame records into the boot area.
+/// `nr_aps` CPUs besides this one get stacks.
 /// Called once, with the boot page tables in use.
-pub(crate) fn install(host: &HostMap, map: &MachineMap, heap_size: u64, ioapics: &[Hpa]) -> Memory {
+pub(crate) fn install(host: &HostMap, map: &MachineMap, heap_size: u64, nr_aps: u64, ioapics: &[Hpa]) -> Memory {
     let top = host.of(Kind::Ram).end();
     let area = map.boot_area;
     let tables = area.start()..area.start() + paging::tables_size(top);
-    let heap_start = tables.end;
+    let ap_stacks = tables.end..tables.end + nr_aps * ApStack::SIZE;
+    let heap_start = ap_stacks.end;
     let records_start = heap_start + heap_size;
     let records_len = map.nr_frames * RECORD_SIZE;
     assert!(records_start + records_len <= area.end(), "the boot area is too small for what was reckoned");
-    let devices = Devices { lapic: Hpa::new(apic::base()), ioapics };
+    let extras = Extras { lapic: Hpa::new(apic::base()), ioapics, ap_stacks };
     // SAFETY: the boot area is RAM that the machine map gives to nobody else, below 4 GiB.
-    unsafe { paging::install(tables, &direct_ranges(host), &devices) };
+    unsafe { paging::install(tables, &direct_ranges(host), &extras) };
     let heap = core::ptr::with_exposed_provenance_mut::<u8>(to_usize(layout::direct_mapped(Hpa::new(heap_start))));
     // SAFETY: part of the boot area, mapped by the tables just loaded, used for nothing else.
     unsafe { heap::init_main(heap, to_usize(heap_size)) };

@@ -12,7 +12,8 @@ use hypervisor::addr::{Hpa, PAGE_SIZE};
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{PageTable, PageTableFlags};
 
-use super::{cpu, layout};
+use super::cpu;
+use super::layout::{self, ApStack};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const MIB_2: u64 = 2 << 20;
@@ -20,12 +21,14 @@ const GIB_1: u64 = 1 << 30;
 /// Table pages needed beyond those that large pages make: edges of ranges, image, devices.
 const EDGE_TABLES: u64 = 64;
 
-/// Device pages to map uncached.
-pub(crate) struct Devices<'a> {
+/// What is mapped besides the image and memory.
+pub(crate) struct Extras<'a> {
     /// The local APIC.
     pub(crate) lapic: Hpa,
     /// The I/O APICs, mapped one page after the other from [`layout::IOAPIC`].
     pub(crate) ioapics: &'a [Hpa],
+    /// Memory for the stacks of the CPUs to be started, [`ApStack::SIZE`] for each, from number 1 on.
+    pub(crate) ap_stacks: Range<u64>,
 }
 
 /// Bytes of memory that [`install`] may take for `top` bytes of RAM.
@@ -36,11 +39,12 @@ pub(crate) fn tables_size(top: u64) -> u64 {
 
 /// Builds the tables in `memory` (identity-mapped, below 4 GiB, of [`tables_size`]) and loads them.
 ///
-/// `direct` lists the ranges of the direct map; they are widened to whole pages.
+/// `direct` lists the ranges of the direct map; they are widened to whole pages. The other CPUs load
+/// the same tables.
 ///
 /// # Safety
 /// `memory` is unused RAM. Called once, with the boot page tables in use.
-pub(crate) unsafe fn install(memory: Range<u64>, direct: &[Range<u64>], devices: &Devices<'_>) {
+pub(crate) unsafe fn install(memory: Range<u64>, direct: &[Range<u64>], extras: &Extras<'_>) {
     let gib_pages = cpu::cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
     let mut tables = Tables { next: memory.start, end: memory.end, root: 0, gib_pages };
     tables.root = tables.new_table();
@@ -55,9 +59,17 @@ pub(crate) unsafe fn install(memory: Range<u64>, direct: &[Range<u64>], devices:
         }
     }
     let uncached = rw | PageTableFlags::NO_CACHE | PageTableFlags::WRITE_THROUGH;
-    tables.map(layout::LAPIC, devices.lapic.raw() & !(PAGE - 1), PAGE, uncached);
-    for (i, ioapic) in devices.ioapics.iter().enumerate() {
+    tables.map(layout::LAPIC, extras.lapic.raw() & !(PAGE - 1), PAGE, uncached);
+    for (i, ioapic) in extras.ioapics.iter().enumerate() {
         tables.map(layout::IOAPIC + i as u64 * PAGE, ioapic.raw() & !(PAGE - 1), PAGE, uncached);
+    }
+    let mut at = extras.ap_stacks.start;
+    for id in (1..).take_while(|id| u64::from(*id) * ApStack::SIZE <= extras.ap_stacks.end - extras.ap_stacks.start) {
+        for stack in ApStack::ALL.map(|which| layout::ap_stack(id, which)) {
+            let len = stack.end - stack.start;
+            tables.map(stack.start, at, len, rw);
+            at += len;
+        }
     }
     // SAFETY: the new tables map the image, and with it code, data and stack, where they were.
     unsafe { cpu::set_cr3(Hpa::new(tables.root)) };

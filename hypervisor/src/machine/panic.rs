@@ -8,7 +8,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::traps::TrapFrame;
-use super::{boot, console, cpu, layout, percpu};
+use super::{boot, console, cpu, layout, percpu, smp};
 
 /// What to do after a panic (`panic=`).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,13 @@ fn rust_panic(info: &PanicInfo<'_>) -> ! {
     finish(frame_pointer())
 }
 
+/// Stops this CPU for good if another one reports a panic; called when that one's NMI arrives.
+pub(crate) fn stop_if_panicking() {
+    if PANICKING.load(Ordering::SeqCst) {
+        cpu::halt();
+    }
+}
+
 /// A trap that the hypervisor cannot have: prints the registers and ends.
 pub(crate) fn fatal_trap(frame: &TrapFrame, name: &str) -> ! {
     begin();
@@ -50,10 +57,11 @@ pub(crate) fn fatal_trap(frame: &TrapFrame, name: &str) -> ! {
 }
 
 fn begin() {
-    if PANICKING.swap(true, Ordering::Relaxed) {
-        // A panic while reporting one: nothing more can be said safely.
+    if PANICKING.swap(true, Ordering::SeqCst) {
+        // A panic while reporting one, here or on another CPU: nothing more can be said safely.
         cpu::halt();
     }
+    smp::stop_others();
     console::break_lock();
     console::print(format_args!("\n"));
 }
@@ -87,14 +95,11 @@ fn frame_pointer() -> u64 {
 fn backtrace(mut frame_pointer: u64) {
     const MAX_DEPTH: usize = 32;
     for depth in 1..=MAX_DEPTH {
-        let on_stack = frame_pointer.is_multiple_of(8)
-            && frame_pointer >= layout::boot_stack_guard() + 0x1000
-            && frame_pointer < layout::nmi_stack_top() - 16;
-        if !on_stack || is_guard(frame_pointer) || is_guard(frame_pointer + 8) {
+        if !frame_pointer.is_multiple_of(16) || !is_on_stack(frame_pointer) {
             return;
         }
         let pair = core::ptr::with_exposed_provenance::<[u64; 2]>(guest_abi::num::to_usize(frame_pointer));
-        // SAFETY: the address lies on one of the stacks in the image, outside the guard pages.
+        // SAFETY: the address lies on one of the stacks, and so does the word behind it.
         let [next, return_address] = unsafe { pair.read_volatile() };
         if return_address == 0 {
             return;
@@ -107,8 +112,10 @@ fn backtrace(mut frame_pointer: u64) {
     }
 }
 
-fn is_guard(address: u64) -> bool {
-    [layout::boot_stack_guard(), layout::fault_stack_guard(), layout::nmi_stack_guard()]
-        .iter()
-        .any(|guard| (*guard..*guard + 0x1000).contains(&address))
+/// Whether 16 bytes at an aligned address lie on a stack of some CPU, outside the guard pages.
+fn is_on_stack(address: u64) -> bool {
+    let guards = [layout::boot_stack_guard(), layout::fault_stack_guard(), layout::nmi_stack_guard()];
+    let is_in_image = (layout::boot_stack_guard()..layout::nmi_stack_top()).contains(&address);
+    is_in_image && !guards.iter().any(|guard| (*guard..*guard + 0x1000).contains(&address))
+        || layout::is_on_ap_stack(address)
 }

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use guest_abi::num::{low_u8, to_usize};
 
 use super::cpu;
-use super::layout;
+use super::layout::{self, ApStack};
 
 pub(crate) const SELECTOR_CODE: u16 = 0x08;
 pub(crate) const SELECTOR_DATA: u16 = 0x10;
@@ -44,26 +44,58 @@ const _: () = assert!(size_of::<Tss>() == 104);
 pub(crate) struct PerCpu {
     /// Its own address, read through GS.
     this: u64,
-    /// 0 for the boot CPU.
+    /// 0 for the boot CPU; an index, not an APIC id.
     pub(crate) id: u32,
     taken: AtomicU32,
     nmi_seen: AtomicBool,
     activity: AtomicU64,
     activity_detail: AtomicU64,
+    /// The deadline that its timer is armed for; 0 when it is not.
+    pub(crate) armed: AtomicU64,
     gdt: [u64; 5],
     tss: Tss,
 }
 
-static mut BOOT_CPU: PerCpu = PerCpu {
-    this: 0,
-    id: 0,
-    taken: AtomicU32::new(NONE),
-    nmi_seen: AtomicBool::new(false),
-    activity: AtomicU64::new(0),
-    activity_detail: AtomicU64::new(0),
-    gdt: [0; 5],
-    tss: Tss { reserved0: 0, rsp: [0; 3], reserved1: 0, ist: [0; 7], reserved2: 0, reserved3: 0, io_map_base: 104 },
-};
+impl PerCpu {
+    const fn new(id: u32) -> Self {
+        Self {
+            this: 0,
+            id,
+            taken: AtomicU32::new(NONE),
+            nmi_seen: AtomicBool::new(false),
+            activity: AtomicU64::new(0),
+            activity_detail: AtomicU64::new(0),
+            armed: AtomicU64::new(0),
+            gdt: [0; 5],
+            tss: Tss {
+                reserved0: 0,
+                rsp: [0; 3],
+                reserved1: 0,
+                ist: [0; 7],
+                reserved2: 0,
+                reserved3: 0,
+                io_map_base: 104,
+            },
+        }
+    }
+
+    /// Fills what depends on where the area lies, for good.
+    fn prepare(&mut self, fault_stack: u64, nmi_stack: u64) {
+        self.this = core::ptr::from_mut(self).expose_provenance() as u64;
+        self.tss.ist[usize::from(IST_FAULT) - 1] = fault_stack;
+        self.tss.ist[usize::from(IST_NMI) - 1] = nmi_stack;
+        let tss = (&raw const self.tss).addr() as u64;
+        self.gdt = [
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
+            tss >> 32,
+        ];
+    }
+}
+
+static mut BOOT_CPU: PerCpu = PerCpu::new(0);
 
 #[repr(C, packed)]
 struct TablePointer {
@@ -76,26 +108,39 @@ pub(crate) fn init_boot_cpu() {
     let area = &raw mut BOOT_CPU;
     // SAFETY: only this CPU runs, and nobody has a reference to the area yet.
     let area = unsafe { &mut *area };
-    area.this = core::ptr::from_mut(area).expose_provenance() as u64;
-    area.tss.ist[usize::from(IST_FAULT) - 1] = layout::fault_stack_top();
-    area.tss.ist[usize::from(IST_NMI) - 1] = layout::nmi_stack_top();
-    let tss = (&raw const area.tss).addr() as u64;
-    area.gdt = [
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
-        tss >> 32,
-    ];
+    area.prepare(layout::fault_stack_top(), layout::nmi_stack_top());
+    // SAFETY: prepared above, static, and this CPU's alone.
+    unsafe { adopt(area) };
+}
+
+/// Makes the area of a CPU that is to be started, with the stacks of `slot`, or nothing when memory
+/// ran out. It is never freed.
+pub(crate) fn new_area(id: u32, slot: u32) -> Option<&'static PerCpu> {
+    // SAFETY: integers and atomics may be all zeroes.
+    let area = alloc::boxed::Box::leak(unsafe { super::heap::new_zeroed::<PerCpu>() }?);
+    *area = PerCpu::new(id);
+    area.prepare(layout::ap_stack(slot, ApStack::Fault).end, layout::ap_stack(slot, ApStack::Nmi).end);
+    Some(area)
+}
+
+/// Loads an area's descriptor tables and finds it through GS from here on.
+///
+/// # Safety
+/// The area was prepared for this CPU, lives for ever, and no other CPU uses it.
+pub(crate) unsafe fn adopt(area: &PerCpu) {
     let pointer = TablePointer { limit: 5 * 8 - 1, base: (&raw const area.gdt).addr() as u64 };
-    let this = area.this;
     // SAFETY: the table holds the code and data descriptors that are in use (same selectors as
     // the boot table) and lives for ever.
     unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
-    // SAFETY: the selector names the TSS descriptor written above.
+    // SAFETY: the selector names the TSS descriptor of `prepare`, not loaded anywhere else.
     unsafe { asm!("ltr {0:x}", in(reg) SELECTOR_TSS, options(nostack, preserves_flags)) };
     // SAFETY: every x86-64 CPU has the MSR; from here on GS finds the area.
-    unsafe { cpu::wrmsr(cpu::msr::GS_BASE, this) };
+    unsafe { cpu::wrmsr(cpu::msr::GS_BASE, area.this) };
+}
+
+/// The number of the CPU that runs this, for [`hypervisor::pcpu`].
+pub(crate) fn number() -> usize {
+    current().id as usize
 }
 
 /// This CPU's area.
@@ -105,7 +150,7 @@ pub(crate) fn current() -> &'static PerCpu {
     // SAFETY: GS base was set to the area, whose first word is its own address.
     unsafe { asm!("mov {}, gs:[0]", out(reg) address, options(nostack, preserves_flags, readonly)) };
     let area = core::ptr::with_exposed_provenance::<PerCpu>(to_usize(address));
-    // SAFETY: the area lives for ever, and after `init_boot_cpu` it is only shared.
+    // SAFETY: the area lives for ever, and after `adopt` it is only shared.
     unsafe { &*area }
 }
 

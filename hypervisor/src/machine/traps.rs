@@ -112,7 +112,10 @@ pub(crate) fn idt_base() -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     match frame.vector {
-        VECTOR_NMI => percpu::note_nmi(),
+        VECTOR_NMI => {
+            panic::stop_if_panicking();
+            percpu::note_nmi();
+        }
         vector @ 0..32 => panic::fatal_trap(frame, exception_name(vector)),
         vector => {
             percpu::note_interrupt(guest_abi::num::low_u8(vector));

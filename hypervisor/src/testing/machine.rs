@@ -152,7 +152,7 @@ impl Machine for FakeMachine {
         len
     }
 
-    fn kick(&self, _: u32) {}
+    fn kick(&self, _: usize) {}
 
     fn ioapic_read(&self, _: usize, _: u8) -> u32 {
         0

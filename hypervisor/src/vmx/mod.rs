@@ -3,9 +3,8 @@
 //!
 //! The bare-metal half, `machine/vmx/`, executes VMREAD, VMWRITE and VMLAUNCH and decides as
 //! little as it can. Which controls are used ([`caps`]), what an exit means ([`exit`]), how an
-//! event is encoded ([`event`]), which bits of CR0 and CR4 the guest owns ([`control_regs`]), when
-//! cached translations must go ([`tlb`]) and why the CPU refused an entry ([`entry_check`]) are
-//! functions over plain numbers, so the host tests them with the capability values of
+//! event is encoded ([`event`]), which bits of CR0 and CR4 the guest owns ([`control_regs`]) and why
+//! the CPU refused an entry ([`entry_check`]) are functions over plain numbers, so the host tests them with the capability values of
 //! machines that nobody here has.
 //!
 //! VT-x is used where it has EPT and unrestricted guest. Everything required here is offered by
@@ -23,4 +22,3 @@ pub mod fields;
 pub mod guest_state;
 pub mod msr_bitmap;
 pub mod pending;
-pub mod tlb;

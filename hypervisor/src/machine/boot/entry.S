@@ -154,6 +154,8 @@ boot_gdt:
     .quad 0
     .quad 0x00af9b000000ffff
     .quad 0x00cf93000000ffff
+    // 32-bit code, for the other CPUs' way to long mode.
+    .quad 0x00cf9b000000ffff
 boot_gdt_pointer:
-    .short 23
+    .short 31
     .long boot_gdt

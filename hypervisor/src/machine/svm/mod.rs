@@ -5,9 +5,9 @@
 //! flush by ASID. A control block belongs to one vCPU; FS, GS and the system-call MSRs travel in
 //! it by VMLOAD and VMSAVE, FPU and debug registers lazily.
 //!
-//! TLB: entries are tagged with the domain's ASID. A change to the p2m raises its generation; the
-//! next entry of a vCPU that finds its domain's generation ahead of what this CPU last entered
-//! with asks for a flush.
+//! TLB: entries are tagged with an ASID, which a domain's vCPUs share, and large domain numbers with
+//! smaller ones. A pCPU flushes an ASID when a vCPU is scheduled in after another one with it or after
+//! having been elsewhere, and when its p2m's generation has moved on ([`hypervisor::tlb`]).
 //!
 //! Source: AMD APM vol. 2 (24593, rev. 3.41), chapter 15, Secure Virtual Machine.
 
@@ -15,22 +15,23 @@ mod exit;
 mod vmcb;
 
 use alloc::boxed::Box;
-use alloc::vec;
-use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::isthmus;
-use guest_abi::num::{low_u8, to_usize};
+use guest_abi::num::low_u8;
 use hypervisor::addr::{Hpa, Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::Exit;
+use hypervisor::pcpu::MAX_PCPUS;
+use hypervisor::tlb::{Flush, PcpuTlb, VcpuSerial, Wanted};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use spin::{Mutex, Once};
 
 use self::vmcb::{Vmcb, intercept1, intercept2, v_intr};
 use super::lazy::LazyState;
-use super::{apic, cpu, heap, layout};
+use super::{apic, cpu, heap, layout, percpu};
 
 global_asm!(
     include_str!("entry.S"),
@@ -79,7 +80,7 @@ const VECTOR_AC: u32 = 17;
 const VECTOR_MC: u32 = 18;
 
 /// What this CPU's SVM can do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Features {
     nr_asids: u32,
     next_rip: bool,
@@ -113,15 +114,22 @@ pub(crate) fn features() -> u64 {
     next_rip | flush_by_asid
 }
 
-/// What all vCPUs on this pCPU share.
+/// What all vCPUs share.
 struct Shared {
     features: Features,
-    host_vmcb: Hpa,
     msr_map: Hpa,
-    /// By ASID: the p2m that last ran with it and its generation then.
-    asids: Mutex<Vec<(u64, u64)>>,
+    pcpus: [Once<Box<Pcpu>>; MAX_PCPUS],
 }
 
+/// What all vCPUs on one pCPU share; only that pCPU looks.
+struct Pcpu {
+    /// Where VMSAVE has put what VMLOAD brings back after each exit.
+    host_vmcb: Hpa,
+    tlb: Mutex<PcpuTlb>,
+}
+
+/// The next vCPU's serial number.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 static SHARED: Once<Shared> = Once::new();
 
 #[repr(C, align(4096))]
@@ -130,10 +138,10 @@ struct Page([u8; 4096]);
 #[repr(C, align(4096))]
 struct MsrMap([u8; 8192]);
 
-/// Turns SVM on for this CPU.
+/// Turns SVM on for this CPU. The features of the first one are everybody's.
 ///
 /// # Errors
-/// When memory ran out.
+/// When memory ran out, or the CPU is unlike the first one.
 pub(crate) fn enable(features: Features) -> Result<(), &'static str> {
     const NO_MEMORY: &str = "no memory for SVM's own pages";
     // SAFETY: long mode is on, so the MSR exists.
@@ -151,12 +159,17 @@ pub(crate) fn enable(features: Features) -> Result<(), &'static str> {
     // VMSAVE stores what VMLOAD after each exit brings back: GS base, TR and the rest.
     // SAFETY: the block is leaked and 4 KiB aligned; VMSAVE writes nothing else.
     unsafe { core::arch::asm!("vmsave rax", in("rax") host_vmcb.raw(), options(nostack, preserves_flags)) };
-    // SAFETY: a permission map is bytes.
-    let mut msr_map = unsafe { heap::new_zeroed::<MsrMap>() }.ok_or(NO_MEMORY)?;
-    fill_msr_map(&mut msr_map);
-    let msr_map = layout::hpa_of(Box::leak(msr_map));
-    let asids = Mutex::new(vec![(u64::MAX, 0); to_usize(u64::from(features.nr_asids))]);
-    SHARED.call_once(|| Shared { features, host_vmcb, msr_map, asids });
+    let shared = SHARED.try_call_once(|| {
+        // SAFETY: a permission map is bytes.
+        let mut msr_map = unsafe { heap::new_zeroed::<MsrMap>() }.ok_or(NO_MEMORY)?;
+        fill_msr_map(&mut msr_map);
+        let msr_map = layout::hpa_of(Box::leak(msr_map));
+        Ok(Shared { features, msr_map, pcpus: [const { Once::new() }; MAX_PCPUS] })
+    })?;
+    if shared.features != features {
+        return Err("its SVM is not the same as the boot CPU's");
+    }
+    shared.pcpus[percpu::number()].call_once(|| Box::new(Pcpu { host_vmcb, tlb: Mutex::new(PcpuTlb::new()) }));
     Ok(())
 }
 
@@ -179,13 +192,10 @@ fn allow(map: &mut MsrMap, number: u32, which: u8) {
     map.0[base + bit / 8] &= !(which << (bit % 8));
 }
 
-/// Makes the next entry with this p2m flush its translations.
+/// Makes the next entry with this p2m on this pCPU flush its translations.
 pub(crate) fn forget(root: Mfn) {
-    let Some(shared) = SHARED.get() else { return };
-    for slot in shared.asids.lock().iter_mut() {
-        if slot.0 == root.raw() {
-            slot.1 = u64::MAX;
-        }
+    if let Some(pcpu) = SHARED.get().and_then(|shared| shared.pcpus[percpu::number()].get()) {
+        pcpu.tlb.lock().forget(root);
     }
 }
 
@@ -193,9 +203,10 @@ pub(crate) fn forget(root: Mfn) {
 pub(crate) struct SvmVcpu {
     vmcb: Box<Vmcb>,
     vmcb_hpa: Hpa,
-    /// [`Shared::host_vmcb`], at hand.
-    host_vmcb: Hpa,
     shared: &'static Shared,
+    /// Where it was last scheduled in.
+    pcpu: Option<&'static Pcpu>,
+    serial: VcpuSerial,
     lazy: LazyState,
     tsc_aux: u64,
     root: Mfn,
@@ -227,8 +238,9 @@ impl SvmVcpu {
         Some(Self {
             vmcb,
             vmcb_hpa,
-            host_vmcb: shared.host_vmcb,
             shared,
+            pcpu: None,
+            serial: VcpuSerial(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed)),
             lazy: LazyState::new()?,
             tsc_aux: 0,
             root: config.p2m_root,
@@ -238,13 +250,14 @@ impl SvmVcpu {
         })
     }
 
-    /// Asks for a flush at the next entry and notes with which generation the ASID is then clean.
-    fn flush_if_stale(&mut self) {
-        let slot = to_usize(u64::from(self.vmcb.asid));
-        let mut asids = self.shared.asids.lock();
-        let now = (self.root.raw(), self.generation);
-        if asids[slot] != now {
-            asids[slot] = now;
+    fn wanted(&self) -> Wanted {
+        let tag = guest_abi::num::low_u16(u64::from(self.vmcb.asid));
+        Wanted { vcpu: self.serial, tag, root: self.root, generation: self.generation }
+    }
+
+    /// Asks for a flush at the next entry. There is one for all that an ASID tags.
+    fn flush_if(&mut self, flush: Flush) {
+        if flush.p2m || flush.tag {
             self.vmcb.tlb_control = if self.shared.features.flush_by_asid { FLUSH_ASID } else { FLUSH_ALL };
         }
     }
@@ -290,15 +303,15 @@ impl SvmVcpu {
 
 impl VcpuHw for SvmVcpu {
     fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
-        debug_assert!(self.is_loaded);
+        let (Some(pcpu), true) = (self.pcpu, self.is_loaded) else { unreachable!("it is scheduled in nowhere") };
         apic::set_deadline(deadline);
         self.vmcb.rax = regs.rax;
         times.entered = cpu::rdtsc();
         // SAFETY: (1) both control blocks are 4 KiB aligned, set up by `new` and `enable`, and
         // alive; (2) `regs` is exclusively borrowed and in the order that the stub knows; (3) the
         // nested tables map only what the p2m has checked; (4) the host state that VMLOAD brings
-        // back was saved by `enable` on this CPU.
-        unsafe { svm_run(self.vmcb_hpa.raw(), regs, self.host_vmcb.raw()) };
+        // back was saved by `enable` on this CPU, which `load` has looked up.
+        unsafe { svm_run(self.vmcb_hpa.raw(), regs, pcpu.host_vmcb.raw()) };
         times.exited = cpu::rdtsc();
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;
@@ -319,7 +332,11 @@ impl VcpuHw for SvmVcpu {
             unsafe { cpu::wrmsr(cpu::msr::TSC_AUX, self.tsc_aux) };
         }
         self.is_loaded = true;
-        self.flush_if_stale();
+        let Some(here) = self.shared.pcpus[percpu::number()].get().map(|pcpu| &**pcpu) else { return };
+        let stayed = self.pcpu.is_some_and(|last| core::ptr::eq(last, here));
+        let flush = here.tlb.lock().schedule_in(self.wanted(), stayed, self.pcpu.is_none());
+        self.pcpu = Some(here);
+        self.flush_if(flush);
     }
 
     fn save(&mut self) {
@@ -544,8 +561,9 @@ impl VcpuHw for SvmVcpu {
         self.root = root;
         self.generation = generation;
         self.vmcb.n_cr3 = root.base().raw();
-        if self.is_loaded {
-            self.flush_if_stale();
+        if let (Some(pcpu), true) = (self.pcpu, self.is_loaded) {
+            let flush = pcpu.tlb.lock().enter(self.wanted());
+            self.flush_if(flush);
         }
     }
 

@@ -8,7 +8,7 @@
 //!
 //! TLB: translations are tagged with the domain's tag (VPID) and with the p2m's root. They are
 //! dropped when a vCPU is scheduled in after another one with its tag, and when its p2m's
-//! generation has moved on ([`hypervisor::vmx::tlb`]).
+//! generation has moved on ([`hypervisor::tlb`]).
 //!
 //! Events: one that was being delivered when the guest exited is delivered again; an exception
 //! that the caller injects goes first, and an interrupt that it displaces waits for its window.
@@ -25,15 +25,16 @@ use alloc::boxed::Box;
 
 use guest_abi::isthmus;
 use hypervisor::addr::{Hpa, Mfn};
+use hypervisor::pcpu::MAX_PCPUS;
+use hypervisor::tlb::PcpuTlb;
 use hypervisor::vmx::caps::{Capabilities, CapabilityMsrs, NoVmx, Proc2};
 use hypervisor::vmx::control_regs::CR4_VMXE;
 use hypervisor::vmx::msr_bitmap;
-use hypervisor::vmx::tlb::PcpuTlb;
 use spin::{Mutex, Once};
 
 pub(crate) use self::vcpu::VmxVcpu;
 use self::vmcs::Page;
-use super::{cpu, layout};
+use super::{cpu, layout, percpu};
 
 const FEATURE_LOCKED: u64 = 1 << 0;
 const FEATURE_VMX: u64 = 1 << 2;
@@ -60,19 +61,28 @@ pub(crate) fn probe() -> Result<Capabilities, NoVmx> {
     Capabilities::negotiate(&msrs)
 }
 
-/// What all vCPUs on this pCPU share.
+/// What all vCPUs share.
 struct Shared {
     caps: Capabilities,
     msr_bitmap: Hpa,
-    tlb: Mutex<PcpuTlb>,
+    /// What each pCPU may hold translations of; only that pCPU looks.
+    tlbs: [Once<Box<Mutex<PcpuTlb>>>; MAX_PCPUS],
+}
+
+impl Shared {
+    /// This pCPU's.
+    #[inline]
+    fn tlb(&self, pcpu: usize) -> Option<&Mutex<PcpuTlb>> {
+        Some(self.tlbs.get(pcpu)?.get()?)
+    }
 }
 
 static SHARED: Once<Shared> = Once::new();
 
-/// Turns VT-x on for this CPU.
+/// Turns VT-x on for this CPU. The capabilities of the first one are everybody's.
 ///
 /// # Errors
-/// When memory ran out or the CPU refused.
+/// When memory ran out, the CPU refused, or it is unlike the first one.
 pub(crate) fn enable(caps: Capabilities) -> Result<(), &'static str> {
     const NO_MEMORY: &str = "no memory for VT-x's own pages";
     let region = vmcs::revision_page(caps.revision).ok_or(NO_MEMORY)?;
@@ -85,9 +95,14 @@ pub(crate) fn enable(caps: Capabilities) -> Result<(), &'static str> {
     if !unsafe { vmcs::vmxon(region) } {
         return Err("VMXON failed");
     }
-    let map = Box::leak(Box::new(Page(msr_bitmap::build())));
-    let msr_bitmap = layout::hpa_of(map);
-    SHARED.call_once(|| Shared { caps, msr_bitmap, tlb: Mutex::new(PcpuTlb::new()) });
+    let shared = SHARED.call_once(|| {
+        let map = Box::leak(Box::new(Page(msr_bitmap::build())));
+        Shared { caps, msr_bitmap: layout::hpa_of(map), tlbs: [const { Once::new() }; MAX_PCPUS] }
+    });
+    if shared.caps != caps {
+        return Err("its VT-x is not the same as the boot CPU's");
+    }
+    shared.tlbs[percpu::number()].call_once(|| Box::new(Mutex::new(PcpuTlb::new())));
     Ok(())
 }
 

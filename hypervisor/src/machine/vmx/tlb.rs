@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! INVEPT and INVVPID: dropping the translations that [`hypervisor::vmx::tlb`] says are stale.
+//! INVEPT and INVVPID: dropping the translations that [`hypervisor::tlb`] says are stale.
 //!
 //! Source: Intel SDM vol. 3C (326019-080), §28.4.3 Invalidating Cached Translation Information.
 
 use core::arch::asm;
 
 use hypervisor::addr::Mfn;
+use hypervisor::tlb::Flush;
 use hypervisor::vmx::caps::{Capabilities, Proc2};
-use hypervisor::vmx::tlb::Flush;
 
 const SINGLE_CONTEXT: u64 = 1;
 const ALL_CONTEXTS: u64 = 2;

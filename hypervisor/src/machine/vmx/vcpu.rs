@@ -13,6 +13,7 @@ use guest_abi::num::low_u32;
 use hypervisor::addr::{Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::{ControlRegister, Exit};
+use hypervisor::tlb::{VcpuSerial, Wanted};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use hypervisor::vmx::caps::{Capabilities, Proc2};
 use hypervisor::vmx::control_regs::{
@@ -20,7 +21,6 @@ use hypervisor::vmx::control_regs::{
 };
 use hypervisor::vmx::exit::{Decoded, ExitReason, Local, decode, instruction_error, reason};
 use hypervisor::vmx::fields::Field;
-use hypervisor::vmx::tlb::{VcpuSerial, Wanted};
 use hypervisor::vmx::{entry_check, guest_state};
 
 use super::super::lazy::LazyState;
@@ -396,8 +396,10 @@ impl VcpuHw for VmxVcpu {
             self.write_host_state();
             self.pcpu = Some(here);
         }
-        let flush = self.shared.tlb.lock().schedule_in(self.wanted(), stayed, first_time);
-        tlb::drop_stale(&self.shared.caps, flush, self.root, self.tag);
+        if let Some(memory) = self.shared.tlb(here as usize) {
+            let flush = memory.lock().schedule_in(self.wanted(), stayed, first_time);
+            tlb::drop_stale(&self.shared.caps, flush, self.root, self.tag);
+        }
         self.lazy.load();
         self.msrs.load();
     }
@@ -555,8 +557,10 @@ impl VcpuHw for VmxVcpu {
             self.vmcs.visit(|vmcs| unsafe { vmcs.write(Field::EPT_POINTER, Capabilities::ept_pointer(root)) });
         }
         self.generation = generation;
-        if self.vmcs.is_current() {
-            let flush = self.shared.tlb.lock().enter(self.wanted());
+        if self.vmcs.is_current()
+            && let Some(memory) = self.pcpu.and_then(|here| self.shared.tlb(here as usize))
+        {
+            let flush = memory.lock().enter(self.wanted());
             tlb::drop_stale(&self.shared.caps, flush, self.root, self.tag);
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Two kinds of translation outlive an exit. Those that come from a p2m are tagged with its root;
 //! they are stale when the p2m's generation has moved on since this pCPU last dropped them.
-//! Those that come from a guest's own page tables are tagged with the domain's VPID, which its
+//! Those that come from a guest's own page tables are tagged with the domain's VPID or ASID, which its
 //! vCPUs share; they belong to the vCPU that ran here last with that tag, and are stale for every
 //! other vCPU, and also for that one if it has been elsewhere meanwhile.
 //!
