@@ -173,7 +173,7 @@ fn each_domain(hv: &Hypervisor, out: Part<'_>, part: impl Fn(&Domain, Part<'_>) 
             Some(reason) => writeln!(out, ", shut down: {reason:?}")?,
             None => writeln!(out)?,
         }
-        part(domain, out)?;
+        part(&domain, out)?;
     }
     Ok(())
 }

@@ -153,7 +153,7 @@ impl Hypervisor {
         }
         self.debug.request(self.attention);
         if let Some(dom0) = dom0 {
-            dom0.events.raise_virq(VIRQ_CONSOLE, guest_abi::VcpuId::new(0), &**dom0);
+            dom0.events.raise_virq(VIRQ_CONSOLE, guest_abi::VcpuId::new(0), &*dom0);
         }
     }
 
@@ -163,7 +163,7 @@ impl Hypervisor {
         self.debug.serve(self);
         let Some((_, first)) = self.domains.iter().next() else { return };
         let Some(reason) = first.shutdown_reason() else { return };
-        crate::debug::print_counters(self.machine, first);
+        crate::debug::print_counters(self.machine, &first);
         match reason {
             ShutdownReason::Reboot if first.id == DomId::DOM0 => self.machine.reset(),
             ShutdownReason::Crash | ShutdownReason::Watchdog if first.id == DomId::DOM0 => self.dom0_crashed(),

@@ -228,7 +228,7 @@ fn build_domains(
             Images { kernel: bytes(guest.image), initrd: guest.initrd.map(bytes), cmdline: guest.spec.cmdline };
         let domain = build::guest(hv, DomId::new(i), &guest.spec, images)
             .map_err(|error| alloc::format!("guest {}: {error}", guest.spec.name))?;
-        hv.domains.insert(domain);
+        build::start(hv, domain);
     }
     Ok(())
 }
@@ -257,7 +257,7 @@ fn build_dom0(
     let domain = build::dom0(hv, layout, 1, &tables, images).map_err(|error| error.to_string())?;
     domain.ioapics.call_once(|| ioapics);
     log_identity(&tables);
-    hv.domains.insert(domain);
+    build::start(hv, domain);
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //! and several pCPUs come with the scheduler proper; what is here keeps every domain running and
 //! idles when none can.
 
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::addr::Ticks;
@@ -72,7 +73,7 @@ impl Turns {
     }
 
     /// Chooses the next vCPU, in the order domain by domain.
-    pub fn choose<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>, now: Ticks) -> Next {
+    pub fn choose<D: Deref<Target = Domain>>(&mut self, domains: impl Iterator<Item = (usize, D)>, now: Ticks) -> Next {
         let mut first_woken = None;
         let mut first_after = None;
         let mut first_before = None;

@@ -10,7 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::num::to_usize;
 use guest_abi::pvh::{SIF_INITDOMAIN, SIF_PRIVILEGED};
@@ -18,7 +18,7 @@ use guest_abi::{DomId, Gfn, Gpa, VcpuId, hvm};
 use pvh_loader::acpi::NoRoom;
 use spin::Once;
 
-use super::{Domain, NR_HVM_PARAMS, Privileges, RUNNING, console};
+use super::{Domain, Life, NR_HVM_PARAMS, Privileges, console};
 use crate::addr::{Hpa, Mfn, Order, PAGE_SIZE};
 use crate::backend::VcpuConfig;
 use crate::boot::acpi;
@@ -214,6 +214,12 @@ pub fn dom0(
     Ok(domain)
 }
 
+/// Lets a domain that was made at boot run.
+pub fn start(hv: &Hypervisor, domain: Arc<Domain>) {
+    domain.life.unpause();
+    hv.domains.insert(domain);
+}
+
 fn mfns(span: Span) -> core::ops::Range<Mfn> {
     Mfn::new(span.start() / PAGE_SIZE as u64)..Mfn::new(span.end() / PAGE_SIZE as u64)
 }
@@ -272,7 +278,7 @@ pub(crate) fn create(hv: &'static Hypervisor, plan: Blueprint) -> Result<Arc<Dom
         log_ring: Once::new(),
         attention: hv.attention,
         callback: AtomicU64::new(0),
-        shutdown: AtomicU8::new(RUNNING),
+        life: Life::new(),
     });
     domain.write_clocks(hv);
     Ok(domain)

@@ -7,21 +7,25 @@
 
 pub mod build;
 pub mod console;
+mod life;
+mod table;
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
+pub use life::{Life, LifeState, ShutdownReason};
 use spin::Once;
+pub use table::{DomainTable, Vacancy};
 
 use crate::addr::{Mfn, PAGE_SHIFT};
 use crate::boot::host_map::Entry;
 use crate::emul::ioapic::Ioapics;
 use crate::emul::pvclock::{self, Area, GuestClock};
-use crate::evtchn::{EventChannels, Peers, Wake};
+use crate::evtchn::{EventChannels, Wake};
 use crate::grant::GrantTable;
 use crate::hypervisor::Hypervisor;
 use crate::lock::Lock;
@@ -50,40 +54,6 @@ bitflags::bitflags! {
     }
 }
 
-/// Why a domain stopped by itself. Source: `xen/include/public/sched.h`, `SHUTDOWN_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ShutdownReason {
-    /// It is done.
-    Poweroff = 0,
-    /// It wants to be started again.
-    Reboot = 1,
-    /// It wants to be saved.
-    Suspend = 2,
-    /// It found itself broken, or broke.
-    Crash = 3,
-    /// Its watchdog ran out.
-    Watchdog = 4,
-    /// It wants its hypervisor state reset and goes on.
-    SoftReset = 5,
-}
-
-impl ShutdownReason {
-    /// The reason with this number, if there is one.
-    #[must_use]
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        Some(match raw {
-            0 => Self::Poweroff,
-            1 => Self::Reboot,
-            2 => Self::Suspend,
-            3 => Self::Crash,
-            4 => Self::Watchdog,
-            5 => Self::SoftReset,
-            _ => return None,
-        })
-    }
-}
-
 /// What a guest did that ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrashReason {
@@ -96,8 +66,6 @@ pub enum CrashReason {
     /// Page tables outside its memory.
     PageTablesOutsideRam(u64),
 }
-
-const RUNNING: u8 = u8::MAX;
 
 /// A domain.
 pub struct Domain {
@@ -141,8 +109,8 @@ pub struct Domain {
     pub log_ring: Once<console::LogRing>,
     attention: &'static Attention,
     callback: AtomicU64,
-    /// [`RUNNING`], or the number of a [`ShutdownReason`].
-    shutdown: AtomicU8,
+    /// Whether it may run.
+    pub life: Life,
 }
 
 impl Domain {
@@ -150,22 +118,26 @@ impl Domain {
     #[inline]
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.shutdown.load(Ordering::Acquire) == RUNNING
+        self.life.is_running()
     }
 
     /// Why it stopped, if it did.
     #[must_use]
     pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
-        ShutdownReason::from_raw(u32::from(self.shutdown.load(Ordering::Acquire)))
+        self.life.shutdown_reason()
     }
 
     /// Stops all vCPUs for a reason; the first reason counts.
     pub fn shut_down(&self, reason: ShutdownReason) {
-        let first = self.shutdown.compare_exchange(RUNNING, reason as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if first {
+        if self.life.shut_down(reason) {
             self.console.lock().flush(self.id);
             log::info!("{} ({}) has shut down: {reason:?}", self.id, self.name);
         }
+        self.kick_all();
+    }
+
+    /// Makes every vCPU, and the scheduler, look at whether the domain may run.
+    pub fn kick_all(&self) {
         self.attention.request();
         for vcpu in &self.vcpus {
             vcpu.request_attention();
@@ -306,68 +278,5 @@ impl Wake for Domain {
         if let Some(vcpu) = self.vcpu(vcpu) {
             self.kick(vcpu);
         }
-    }
-}
-
-/// All domains, in the order in which they were made.
-pub struct DomainTable {
-    slots: [Once<Arc<Domain>>; Self::CAPACITY],
-    /// No place from here on is taken.
-    end: AtomicUsize,
-}
-
-impl DomainTable {
-    /// The most domains at a time.
-    pub const CAPACITY: usize = 64;
-
-    /// An empty table.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { slots: [const { Once::new() }; Self::CAPACITY], end: AtomicUsize::new(0) }
-    }
-
-    /// Adds a domain; its number is its place.
-    ///
-    /// # Panics
-    /// If the place is taken: numbers are given out once.
-    pub fn insert(&self, domain: Arc<Domain>) {
-        let slot = &self.slots[domain.id.index()];
-        assert!(slot.get().is_none(), "{} exists already", domain.id);
-        let end = domain.id.index() + 1;
-        slot.call_once(|| domain);
-        self.end.fetch_max(end, Ordering::Release);
-    }
-
-    /// The domain with this number.
-    #[inline]
-    #[must_use]
-    pub fn get(&self, id: DomId) -> Option<&Arc<Domain>> {
-        self.by_index(id.index())
-    }
-
-    /// The domain at this place.
-    #[inline]
-    #[must_use]
-    pub fn by_index(&self, index: usize) -> Option<&Arc<Domain>> {
-        self.slots.get(index)?.get()
-    }
-
-    /// All domains with their places.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, &Domain)> + Clone {
-        let taken = &self.slots[..self.end.load(Ordering::Acquire)];
-        taken.iter().enumerate().filter_map(|(i, slot)| Some((i, &**slot.get()?)))
-    }
-}
-
-impl Default for DomainTable {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Peers for DomainTable {
-    fn with<R>(&self, domain: DomId, act: impl FnOnce(&EventChannels, &dyn Wake) -> R) -> Option<R> {
-        let domain = self.get(domain)?;
-        Some(act(&domain.events, &**domain))
     }
 }

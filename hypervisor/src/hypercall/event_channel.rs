@@ -4,10 +4,10 @@
 //! Source: `xen/include/public/event_channel.h` at 4.17.
 
 use guest_abi::event_channel as abi;
-use guest_abi::{DomId, Errno, EvtchnPort, VcpuId};
+use guest_abi::{Errno, EvtchnPort, VcpuId};
 
 use super::{Call, DONE, HypercallResult, Reply};
-use crate::domain::{Domain, Privileges};
+use crate::domain::Privileges;
 use crate::evtchn::{self, GlobalVirqs, PortState, Progress};
 
 /// Errors: ENOSYS for FIFO operations and unknown ones; those of [`evtchn::Error`]; EPERM for
@@ -65,7 +65,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::EVTCHNOP_STATUS => status(call),
         abi::EVTCHNOP_RESET => {
             let reset: abi::Reset = call.read(argument)?;
-            match subject(call, reset.dom)?.events.reset(peers) {
+            match call.subject(reset.dom)?.events.reset(peers) {
                 Progress::Done => DONE,
                 Progress::Again => Ok(Reply::Again),
             }
@@ -85,15 +85,15 @@ fn written_or_closed<T: guest_abi::Wire>(call: &mut Call<'_>, result: &T, port: 
 
 fn alloc_unbound(call: &mut Call<'_>) -> HypercallResult {
     let mut argument: abi::AllocUnbound = call.read(call.arg1())?;
-    let remote = resolve(call, argument.remote_dom);
-    let owner = resolve(call, argument.dom);
+    let remote = call.resolve(argument.remote_dom);
+    let owner = call.resolve(argument.dom);
     let hv = call.hv;
     if owner == call.domain.id {
         let port = call.domain.events.alloc_unbound(remote)?;
         argument.port = port.raw();
         return written_or_closed(call, &argument, port);
     }
-    let domain = subject(call, argument.dom)?;
+    let domain = call.subject(argument.dom)?;
     let port = domain.events.alloc_unbound(remote)?;
     argument.port = port.raw();
     if let Err(error) = call.write(call.arg1(), &argument) {
@@ -105,7 +105,7 @@ fn alloc_unbound(call: &mut Call<'_>) -> HypercallResult {
 
 fn bind_interdomain(call: &mut Call<'_>) -> HypercallResult {
     let mut argument: abi::BindInterdomain = call.read(call.arg1())?;
-    let remote = resolve(call, argument.remote_dom);
+    let remote = call.resolve(argument.remote_dom);
     let remote_port = EvtchnPort::new(argument.remote_port);
     let (domain, hv) = (call.domain, call.hv);
     let port = if remote == domain.id {
@@ -120,7 +120,7 @@ fn bind_interdomain(call: &mut Call<'_>) -> HypercallResult {
 
 fn status(call: &mut Call<'_>) -> HypercallResult {
     let mut argument: abi::Status = call.read(call.arg1())?;
-    let port = subject(call, argument.dom)?.events.status(EvtchnPort::new(argument.port))?;
+    let port = call.subject(argument.dom)?.events.status(EvtchnPort::new(argument.port))?;
     argument.vcpu = port.vcpu.raw();
     (argument.status, argument.first, argument.second) = match port.state {
         PortState::Free => (abi::EVTCHNSTAT_CLOSED, 0, 0),
@@ -131,23 +131,6 @@ fn status(call: &mut Call<'_>) -> HypercallResult {
     };
     call.write(call.arg1(), &argument)?;
     DONE
-}
-
-/// The domain whose ports are meant: the caller's own, or another's with the right to control it.
-fn subject<'a>(call: &Call<'a>, id: u16) -> Result<&'a Domain, Errno> {
-    let id = resolve(call, id);
-    if id == call.domain.id {
-        return Ok(call.domain);
-    }
-    call.require(Privileges::CONTROL)?;
-    let domain: &'static Domain = call.hv.domains.get(id).ok_or(Errno::ESRCH)?;
-    Ok(domain)
-}
-
-/// The domain that an id means; "self" is the caller.
-fn resolve(call: &Call<'_>, id: u16) -> DomId {
-    let id = DomId::new(id);
-    if id == DomId::SELF { call.domain.id } else { id }
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use guest_abi::isthmus as abi;
 use guest_abi::num::{low_u16, low_u32};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
 
-use super::{Call, DONE, HypercallResult, Reply};
+use super::{Call, DONE, HypercallResult, Reply, Subject};
 use crate::counters::{Counter, NR_HYPERCALLS, NR_REASONS};
-use crate::domain::{Domain, Privileges};
+use crate::domain::Privileges;
 use crate::hypervisor::Hypervisor;
 use crate::p2m::Format;
 
@@ -33,7 +33,7 @@ fn vcpu_counters(call: &mut Call<'_>) -> HypercallResult {
     check_version(argument.interface_version)?;
     let wanted = DomId::new(argument.domid);
     let or_next = argument.flags & abi::COUNTERS_NEXT_DOMAIN != 0;
-    let domain = subject(call.hv, call.domain, wanted, or_next)?;
+    let domain = subject(call, wanted, or_next)?;
     let vcpu = domain.vcpu(VcpuId::new(argument.vcpu)).ok_or(Errno::ENOENT)?;
     let counters = &vcpu.counters;
     write_counters(call, argument.exits, argument.nr_reasons, &counters.exits)?;
@@ -53,19 +53,14 @@ fn check_version(version: u32) -> Result<(), Errno> {
     if version == abi::INTERFACE_VERSION { Ok(()) } else { Err(Errno::EACCES) }
 }
 
-/// The domain that `caller` asks about, if it may.
-fn subject<'a>(hv: &'a Hypervisor, caller: &'a Domain, wanted: DomId, or_next: bool) -> Result<&'a Domain, Errno> {
-    if !or_next && (wanted == DomId::SELF || wanted == caller.id) {
-        return Ok(caller);
+/// The domain that the caller asks about, if it may.
+fn subject<'a>(call: &Call<'a>, wanted: DomId, or_next: bool) -> Result<Subject<'a>, Errno> {
+    if !or_next {
+        return call.subject(wanted.raw());
     }
-    if !caller.privileges.contains(Privileges::CONTROL) {
-        return Err(Errno::EPERM);
-    }
-    if or_next {
-        let next = hv.domains.iter().map(|(_, domain)| domain).find(|domain| domain.id >= wanted);
-        return next.ok_or(Errno::ESRCH);
-    }
-    hv.domains.get(wanted).map(|domain| &**domain).ok_or(Errno::ESRCH)
+    call.require(Privileges::CONTROL)?;
+    let next = call.hv.domains.iter().map(|(_, domain)| domain).find(|domain| domain.id >= wanted);
+    next.map(Subject::Other).ok_or(Errno::ESRCH)
 }
 
 /// Writes as many counters as the caller has room for.

@@ -17,20 +17,23 @@ mod memory;
 pub mod page;
 mod physdev;
 mod platform;
+mod rights;
 mod sched;
 mod vcpu;
 mod version;
 
 use guest_abi::hypercall as number;
 use guest_abi::num::low_u32;
-use guest_abi::{DomId, Errno, Wire};
+use guest_abi::{Errno, Wire};
 
 use crate::addr::Gva;
-use crate::domain::{Domain, Privileges};
+use crate::domain::Domain;
 use crate::guest_mem::GuestSpace;
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::exits::Outcome;
 use crate::vcpu::{Vcpu, VcpuState};
+
+pub(crate) use rights::Subject;
 
 /// What a hypercall comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,22 +167,6 @@ impl Call<'_> {
     /// Copies bytes out.
     pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         Ok(self.space().write_bytes(Gva::new(address), bytes)?)
-    }
-
-    /// Refuses callers that lack a privilege.
-    pub(crate) fn require(&self, privilege: Privileges) -> Result<(), Errno> {
-        if self.domain.privileges.contains(privilege) { Ok(()) } else { Err(Errno::EPERM) }
-    }
-
-    /// Accepts a domain id that means the caller; another domain's is refused with what its
-    /// existence allows to say.
-    pub(crate) fn only_self(&self, id: u16) -> Result<(), Errno> {
-        let id = DomId::new(id);
-        if id == DomId::SELF || id == self.domain.id {
-            return Ok(());
-        }
-        self.require(Privileges::CONTROL)?;
-        Err(if self.hv.domains.get(id).is_some() { Errno::ENOSYS } else { Errno::ESRCH })
     }
 }
 

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use guest_abi::hypercall as number;
 use guest_abi::num::low_u8;
-use guest_abi::{Errno, Wire, vcpu as vcpu_abi};
+use guest_abi::{DomId, Errno, Wire, vcpu as vcpu_abi};
 use guest_abi::{console_io, hvm, isthmus, physdev, platform, sched, shared_info, version};
 use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof, proptest};
 

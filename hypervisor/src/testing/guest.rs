@@ -72,7 +72,7 @@ impl Guest {
             tsc_offset: 0,
         };
         let domain = build::create(host.hv, blueprint).unwrap();
-        host.hv.domains.insert(domain.clone());
+        build::start(host.hv, domain.clone());
         let guest = Self::of(host, domain);
         guest.add_ram();
         guest.enter_long_mode();

@@ -40,7 +40,7 @@ fn run_slice(hv: &'static Hypervisor, turns: &mut Turns) {
             let slice = if contended { slice(hv) } else { NEVER };
             let slice_end = Ticks::new(now.raw().saturating_add(slice.raw()));
             let Some(domain) = hv.domains.by_index(d) else { return };
-            run_vcpu(hv, domain, &domain.vcpus[v], slice_end.min(hv.others_deadline((d, v))));
+            run_vcpu(hv, &domain, &domain.vcpus[v], slice_end.min(hv.others_deadline((d, v))));
         }
         Next::Idle { until } => {
             hv.machine.idle(until);

@@ -28,7 +28,7 @@ fn build(host: Host, spec: &GuestSpec<'_>, kernel: &[u8]) -> Result<Arc<Domain>,
 fn built() -> (Host, Guest) {
     let host = Host::large();
     let domain = build(host, &spec(2 * MIB, 2), &kernel()).unwrap();
-    host.hv.domains.insert(domain.clone());
+    start(host.hv, domain.clone());
     (host, Guest::of(host, domain))
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! event_channel_op as guests call it. What ports do is tested beside [`crate::evtchn`].
 
-use guest_abi::Wire;
 use guest_abi::hypercall::HYPERVISOR_EVENT_CHANNEL_OP;
+use guest_abi::{DomId, Wire};
 
 use super::*;
 use crate::testing::{DOM0, GUEST, Guest, HOLE, Host, arg, failed};
