@@ -183,8 +183,6 @@ pub trait Machine: Sync {
     fn supported_xcr0(&self) -> u64;
     /// Makes a vCPU's hardware state, or says that memory ran out.
     fn new_vcpu(&self, config: &VcpuConfig) -> Option<alloc::boxed::Box<dyn VcpuHw>>;
-    /// Drops every cached translation of the p2m with this tag on this pCPU.
-    fn flush_p2m(&self, root: Mfn, tlb_tag: u16);
     /// Writes bytes to the console as they are.
     fn console_write(&self, bytes: &[u8]);
     /// Stops this pCPU until an interrupt arrives or the host's TSC passes `until`.
@@ -200,7 +198,8 @@ pub trait Machine: Sync {
     fn heap_usage(&self) -> HeapUsage {
         HeapUsage::default()
     }
-    /// Wakes a pCPU that is idle or runs a guest, so that it looks at its vCPUs' flags.
+    /// Wakes another pCPU that is idle, or makes it exit from its guest, so that it looks at its flags
+    /// and comes to its next entry.
     fn kick(&self, pcpu: usize);
     /// Reads a physical I/O APIC register.
     fn ioapic_read(&self, ioapic: usize, register: u8) -> u32;

@@ -20,5 +20,19 @@ pub fn set_current(provider: fn() -> usize) {
 #[inline]
 #[must_use]
 pub fn current() -> usize {
+    #[cfg(test)]
+    return PRETENDED.get();
+    #[cfg(not(test))]
     CURRENT.get().map_or(0, |provider| provider() % MAX_PCPUS)
+}
+
+#[cfg(test)]
+std::thread_local! {
+    static PRETENDED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// Makes this thread of a test that pCPU.
+#[cfg(test)]
+pub(crate) fn pretend(pcpu: usize) {
+    PRETENDED.set(pcpu);
 }

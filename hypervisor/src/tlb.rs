@@ -9,9 +9,8 @@
 //!
 //! One [`PcpuTlb`] per pCPU remembers both in a small table indexed by the tag. Two domains that
 //! fall on one slot cost each other flushes, never correctness: a slot remembers what it
-//! was filled with. Of a p2m root it remembers only the last generation seen, so a root that is
-//! freed and used again must come back with another generation or another first vCPU; both drop
-//! everything.
+//! was filled with. No two p2ms ever have the same generation ([`crate::p2m::TlbState`]), so a root
+//! frame that is freed and used again is not taken for what it was.
 
 use crate::addr::Mfn;
 
@@ -73,11 +72,11 @@ impl PcpuTlb {
 
     /// The vCPU is scheduled in here. `stayed` says that this pCPU is the one it last ran on.
     #[must_use = "the caller owes the flush"]
-    pub fn schedule_in(&mut self, wanted: Wanted, stayed: bool, first_time: bool) -> Flush {
+    pub fn schedule_in(&mut self, wanted: Wanted, stayed: bool) -> Flush {
         let slot = &mut self.slots[usize::from(wanted.tag) % SLOTS];
         let same_tag = slot.tag == wanted.tag;
         let tag = !(same_tag && slot.vcpu == wanted.vcpu && stayed);
-        let p2m = first_time || !same_tag || slot.root != wanted.root || slot.generation != wanted.generation;
+        let p2m = !same_tag || slot.root != wanted.root || slot.generation != wanted.generation;
         *slot = Slot { tag: wanted.tag, vcpu: wanted.vcpu, root: wanted.root, generation: wanted.generation };
         Flush { p2m, tag }
     }
@@ -94,14 +93,6 @@ impl PcpuTlb {
         slot.root = wanted.root;
         Flush { p2m: true, tag: false }
     }
-
-    /// The translations of a p2m have been dropped by an explicit flush; the next entry must
-    /// not trust what a slot remembers of an older root in the same frame.
-    pub fn forget(&mut self, root: Mfn) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.root == root) {
-            slot.root = Mfn::new(u64::MAX);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -117,23 +108,23 @@ mod tests {
     #[test]
     fn the_same_vcpu_again_drops_nothing() {
         let mut tlb = PcpuTlb::new();
-        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), false, true), Flush { p2m: true, tag: true });
-        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true, false), Flush::default());
+        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), false), Flush { p2m: true, tag: true });
+        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true), Flush::default());
         assert_eq!(tlb.enter(wanted(1, 1, 5)), Flush::default());
     }
 
     #[test]
     fn a_sibling_drops_the_tag_but_not_the_p2m() {
         let mut tlb = PcpuTlb::new();
-        let _ = tlb.schedule_in(wanted(1, 1, 5), false, true);
-        assert_eq!(tlb.schedule_in(wanted(2, 1, 5), true, false), Flush { p2m: false, tag: true });
-        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true, false), Flush { p2m: false, tag: true });
+        let _ = tlb.schedule_in(wanted(1, 1, 5), false);
+        assert_eq!(tlb.schedule_in(wanted(2, 1, 5), true), Flush { p2m: false, tag: true });
+        assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true), Flush { p2m: false, tag: true });
     }
 
     #[test]
     fn a_new_generation_drops_the_p2m_once() {
         let mut tlb = PcpuTlb::new();
-        let _ = tlb.schedule_in(wanted(1, 1, 5), false, true);
+        let _ = tlb.schedule_in(wanted(1, 1, 5), false);
         assert_eq!(tlb.enter(wanted(1, 1, 6)), Flush { p2m: true, tag: false });
         assert_eq!(tlb.enter(wanted(1, 1, 6)), Flush::default());
     }
@@ -141,8 +132,8 @@ mod tests {
     #[test]
     fn the_first_vcpu_of_a_reused_root_drops_what_the_old_one_left() {
         let mut tlb = PcpuTlb::new();
-        let _ = tlb.schedule_in(wanted(1, 1, 5), false, true);
-        assert!(tlb.schedule_in(wanted(9, 1, 5), false, true).p2m);
+        let _ = tlb.schedule_in(wanted(1, 1, 5), false);
+        assert!(tlb.schedule_in(wanted(9, 1, 1 << 40), false).p2m);
     }
 
     /// The hardware at its worst: nothing is dropped unless asked for.
@@ -159,7 +150,7 @@ mod tests {
         fn no_stale_translation_is_ever_used(steps in prop::collection::vec((0..2usize, 0..4u64, 0..3u8), 1..200)) {
             // Four vCPUs, two a domain; the two domains' tags share a slot. Two pCPUs.
             let tags = [1, 1, 65, 65];
-            let mut generations = [0u64; 2];
+            let mut generations = [1u64, 1 << 40];
             let mut epoch = [0u64; 4];
             let mut last: [Option<usize>; 4] = [None; 4];
             let mut tlbs = [PcpuTlb::new(), PcpuTlb::new()];
@@ -171,7 +162,7 @@ mod tests {
                     generations[domain] += 1;
                 }
                 let want = wanted(vcpu + 1, tags[v], generations[domain]);
-                let mut flush = tlbs[pcpu].schedule_in(want, last[v] == Some(pcpu), last[v].is_none());
+                let mut flush = tlbs[pcpu].schedule_in(want, last[v] == Some(pcpu));
                 let more = tlbs[pcpu].enter(want);
                 flush.p2m |= more.p2m;
                 let hw = &mut hardware[pcpu];

@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 
 use guest_abi::isthmus;
-use hypervisor::addr::{Mfn, Order, Ticks};
+use hypervisor::addr::{Order, Ticks};
 use hypervisor::backend::{CpuidResult, HostInterrupt, Machine, VcpuConfig, VcpuHw};
 use hypervisor::facts::HeapUsage;
 use hypervisor::p2m::Format;
@@ -121,14 +121,6 @@ impl Machine for Hw {
         match BACKEND.get()? {
             Backend::Svm => Some(Box::new(svm::SvmVcpu::new(config)?)),
             Backend::Vmx { .. } => Some(Box::new(vmx::VmxVcpu::new(config)?)),
-        }
-    }
-
-    fn flush_p2m(&self, root: Mfn, _: u16) {
-        match BACKEND.get() {
-            Some(Backend::Svm) => svm::forget(root),
-            Some(Backend::Vmx { .. }) => vmx::flush(root),
-            None => {}
         }
     }
 

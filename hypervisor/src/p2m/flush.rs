@@ -9,15 +9,25 @@
 //! ([`UnmappedBatch`]), and then releases them. Dropping a token is a bug that a debug build
 //! reports; a release build then keeps the frame for ever rather than free it too early.
 //!
+//! *Who has to do something.* A pCPU drops what is stale before it enters the guest again; the
+//! backend compares generations there. So only pCPUs that run a vCPU of the domain at this moment are
+//! waited for: each is made to exit, and has honoured the flush when it comes to its next entry.
+//! That is also when a frame that a hypercall on that pCPU found by a lookup is no longer used. A pCPU
+//! that waits here honours what others ask of it meanwhile ([`TlbState::serve`]), since its own call
+//! believes no lookup from before a removal; so two that wait for each other both go on. Whoever waits
+//! for a lock serves nobody: holders do not wait, so it goes on soon.
+//!
 //! Emulators hide missing flushes: QEMU drops all translations at every exit. So each p2m has a
 //! generation, raised by every removal, and each pCPU's entry in [`TlbState`] is the generation
 //! whose removals it has honoured. Debug builds assert for each proof that all pCPUs that ever ran
 //! the domain are there; the tests of [`crate::p2m`] run a simulated TLB, and take each
 //! [`FlushSite`] away in turn to see the failure.
 
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::DomId;
+use spin::mutex::SpinMutex;
 
 use super::{Leaf, P2mKind};
 use crate::addr::Mfn;
@@ -60,18 +70,26 @@ pub struct TlbState {
     generation: AtomicU64,
     /// The pCPUs that ever ran the domain.
     ran: AtomicU64,
+    /// Those that run a vCPU of it now.
+    running: AtomicU64,
     /// For each of them, the generation whose removals it has honoured.
     seen: [AtomicU64; MAX_PCPUS],
     flushes: [AtomicU64; FlushSite::COUNT],
 }
 
 impl TlbState {
-    pub(super) const fn new(root: Mfn, tag: u16) -> Self {
+    /// The generation starts with a number of its own, so that a root frame that is used again never
+    /// comes back with a generation that some pCPU remembers of it.
+    pub(super) fn new(root: Mfn, tag: u16) -> Self {
+        /// A domain would have to live through this many removals to meet the next one's numbers.
+        const REMOVALS: u64 = 1 << 40;
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             root,
             tag,
-            generation: AtomicU64::new(1),
+            generation: AtomicU64::new(NEXT.fetch_add(REMOVALS, Ordering::Relaxed)),
             ran: AtomicU64::new(0),
+            running: AtomicU64::new(0),
             seen: [const { AtomicU64::new(0) }; MAX_PCPUS],
             flushes: [const { AtomicU64::new(0) }; FlushSite::COUNT],
         }
@@ -101,24 +119,48 @@ impl TlbState {
         self.flushes[site as usize].load(Ordering::Relaxed)
     }
 
-    /// Called on each entry to the guest, with the running pCPU. Returns the generation for
-    /// [`crate::backend::VcpuHw::set_p2m`], which flushes if this pCPU has last flushed for an
-    /// older one.
+    /// A vCPU of the domain is scheduled in on this pCPU.
+    pub fn begin(self: &Arc<Self>, pcpu: usize) {
+        *SCHEDULED_IN[pcpu % MAX_PCPUS].lock() = Some(self.clone());
+        let bit = 1_u64 << (pcpu % MAX_PCPUS);
+        // Before the generation is read: a flush that does not see the bit comes before the first
+        // entry, and that entry then sees its generation.
+        self.running.fetch_or(bit, Ordering::SeqCst);
+        self.ran.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    /// It is scheduled out.
+    pub fn end(&self, pcpu: usize) {
+        self.running.fetch_and(!(1 << (pcpu % MAX_PCPUS)), Ordering::SeqCst);
+        *SCHEDULED_IN[pcpu % MAX_PCPUS].lock() = None;
+    }
+
+    /// Called on each entry to the guest, between [`TlbState::begin`] and [`TlbState::end`]. Returns the
+    /// generation for [`crate::backend::VcpuHw::set_p2m`], which flushes if this pCPU has last flushed
+    /// for an older one.
     #[inline]
     pub fn enter(&self, pcpu: usize) -> u64 {
-        let bit = 1_u64 << (pcpu % MAX_PCPUS);
-        // Before the generation is read: a flush that does not see the bit comes before this
-        // entry, and this entry then sees its generation.
-        if self.ran.load(Ordering::Relaxed) & bit == 0 {
-            self.ran.fetch_or(bit, Ordering::SeqCst);
-        }
         let generation = self.generation.load(Ordering::SeqCst);
         self.seen[pcpu % MAX_PCPUS].store(generation, Ordering::Release);
         generation
     }
 
+    /// Whether a vCPU of the domain is scheduled in on some pCPU.
+    #[must_use]
+    pub fn is_scheduled_in(&self) -> bool {
+        self.running.load(Ordering::SeqCst) != 0
+    }
+
+    /// Honours every flush of the domain that this pCPU has scheduled in. The caller uses no lookup from
+    /// before.
+    fn serve(pcpu: usize) {
+        if let Some(tlb) = &*SCHEDULED_IN[pcpu].lock() {
+            tlb.flushed(pcpu, tlb.generation());
+        }
+    }
+
     /// Called by a [`Flusher`]: this pCPU has dropped every translation of the p2m that is older
-    /// than `generation`.
+    /// than `generation`, or will before it uses one.
     pub fn flushed(&self, pcpu: usize, generation: u64) {
         self.seen[pcpu % MAX_PCPUS].fetch_max(generation, Ordering::AcqRel);
     }
@@ -163,10 +205,32 @@ pub trait Flusher {
     fn flush(&self, tlb: &TlbState, generation: u64);
 }
 
+/// The p2m of the vCPU that each pCPU has scheduled in. Only that pCPU takes the lock.
+static SCHEDULED_IN: [SpinMutex<Option<Arc<TlbState>>>; MAX_PCPUS] = [const { SpinMutex::new(None) }; MAX_PCPUS];
+
 impl Flusher for dyn Machine + '_ {
     fn flush(&self, tlb: &TlbState, generation: u64) {
-        self.flush_p2m(tlb.root, tlb.tag);
-        tlb.flushed(pcpu::current(), generation);
+        let here = pcpu::current();
+        let mut kicked = 0_u64;
+        loop {
+            let mut left = tlb.stale(generation);
+            if left == 0 {
+                return;
+            }
+            while left != 0 {
+                let pcpu = left.trailing_zeros() as usize;
+                let bit = 1_u64 << pcpu;
+                left &= left - 1;
+                if pcpu == here || tlb.running.load(Ordering::SeqCst) & bit == 0 {
+                    tlb.flushed(pcpu, generation);
+                } else if kicked & bit == 0 {
+                    kicked |= bit;
+                    self.kick(pcpu);
+                }
+            }
+            TlbState::serve(here);
+            core::hint::spin_loop();
+        }
     }
 }
 

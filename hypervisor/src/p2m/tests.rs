@@ -59,6 +59,7 @@ struct SimTlb {
 
 impl SimTlb {
     fn access(&self, p2m: &P2m, pcpu: usize, gfn: Gfn) -> Option<Leaf> {
+        p2m.tlb().begin(pcpu);
         p2m.tlb().enter(pcpu);
         let key = (pcpu, gfn.raw());
         if let Some(leaf) = self.cached.borrow().get(&key) {
@@ -415,11 +416,13 @@ fn another_p2ms_proof_is_refused() {
     let mut world = World::new(Format::Ept);
     let mut other = p2m(world.frames, Format::Ept);
     let gfn = Gfn::new(3);
+    let first = other.tlb().generation();
+    assert!(first > world.p2m.tlb().generation(), "it is not refused by its generation");
     for n in 0..2 {
         other.map(gfn, Mfn::new(1 << 20), Order::PAGE, P2mKind::Mmio).unwrap();
         let token = other.unmap(gfn, Order::PAGE).unwrap();
         token.release(&other.tlb().flush(&world.tlb, FlushSite::Remap));
-        assert_eq!(other.tlb().generation(), 2 + n);
+        assert_eq!(other.tlb().generation(), first + 1 + n);
     }
     world.p2m.populate(gfn, Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
     let token = world.p2m.depopulate(gfn, Order::PAGE).unwrap();
@@ -441,4 +444,58 @@ fn a_flush_under_a_lock_is_caught() {
     let lock = crate::lock::Lock::for_domain(crate::lock::Rank::P2m, A, ());
     let _guard = lock.lock();
     let _ = world.p2m.tlb().flush(&world.tlb, FlushSite::Balloon);
+}
+
+/// Two pCPUs, each running its own domain, remove from the other's p2m again and again. Each has to wait
+/// for the other, which waits too.
+#[test]
+fn pcpus_that_flush_each_other_both_go_on() {
+    let host = crate::testing::Host::new();
+    let frames = test_table(64);
+    frames.add_free(Mfn::new(1)..Mfn::new(64)).unwrap();
+    frames.open_account(A, Limits { ram: 0, overhead: 64 }).unwrap();
+    let p2ms = [p2m(frames, Format::Ept), p2m(frames, Format::Ept)].map(std::sync::Mutex::new);
+    let tlbs = [0, 1].map(|i: usize| p2ms[i].lock().unwrap().tlb().clone());
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for here in 0..2 {
+            let (p2ms, tlbs, done) = (&p2ms, &tlbs, &done);
+            scope.spawn(move || {
+                crate::pcpu::pretend(here + 1);
+                let (own, other) = (&tlbs[here], &p2ms[1 - here]);
+                for round in 0..500 {
+                    own.begin(here + 1);
+                    for _ in 0..round % 4 {
+                        own.enter(here + 1);
+                    }
+                    let token = {
+                        let mut p2m = other.lock().unwrap();
+                        p2m.map(Gfn::new(3), Mfn::new(1 << 20), Order::PAGE, P2mKind::Mmio).unwrap();
+                        p2m.unmap(Gfn::new(3), Order::PAGE).unwrap()
+                    };
+                    token.release(&tlbs[1 - here].flush(host.hv.machine, FlushSite::Remap));
+                    own.end(here + 1);
+                }
+                done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+    });
+    assert_eq!(done.into_inner(), 2);
+    let kicks = host.machine.kicks.lock().unwrap();
+    assert!(kicks.iter().all(|pcpu| matches!(pcpu, 1 | 2)), "only pCPUs that ran the domain");
+}
+
+#[test]
+fn a_flush_waits_only_for_pcpus_that_run_the_domain_now() {
+    let host = crate::testing::Host::new();
+    let mut world = World::new(Format::Ept);
+    let tlb = world.p2m.tlb().clone();
+    tlb.begin(5);
+    tlb.enter(5);
+    tlb.end(5);
+    world.p2m.map(Gfn::new(3), Mfn::new(1 << 20), Order::PAGE, P2mKind::Mmio).unwrap();
+    let token = world.p2m.unmap(Gfn::new(3), Order::PAGE).unwrap();
+    assert_eq!(tlb.stale(tlb.generation()), 1 << 5);
+    token.release(&tlb.flush(host.hv.machine, FlushSite::Remap));
+    assert!(host.machine.kicks.lock().unwrap().is_empty());
 }

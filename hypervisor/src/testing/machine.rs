@@ -44,8 +44,8 @@ pub(crate) struct FakeMachine {
     interrupts: Mutex<VecDeque<HostInterrupt>>,
     /// Deadlines given to [`Machine::idle`]; the TSC moves on to each.
     pub(crate) idles: Mutex<Vec<Ticks>>,
-    /// Roots flushed.
-    pub(crate) flushes: Mutex<Vec<Mfn>>,
+    /// CPUs kicked, in order.
+    pub(crate) kicks: Mutex<Vec<usize>>,
     /// Interrupts ended at the host's local APIC.
     pub(crate) ends: AtomicU64,
     cpus: Mutex<Vec<Cpu>>,
@@ -62,7 +62,7 @@ impl FakeMachine {
             input: Mutex::default(),
             interrupts: Mutex::default(),
             idles: Mutex::default(),
-            flushes: Mutex::default(),
+            kicks: Mutex::default(),
             ends: AtomicU64::new(0),
             cpus: Mutex::default(),
         }
@@ -119,10 +119,6 @@ impl Machine for FakeMachine {
         Some(Box::new(FakeVcpu { cpu, tsc: self.tsc.clone() }))
     }
 
-    fn flush_p2m(&self, root: Mfn, _: u16) {
-        self.flushes.lock().unwrap().push(root);
-    }
-
     fn console_write(&self, bytes: &[u8]) {
         self.console.lock().unwrap().extend_from_slice(bytes);
     }
@@ -152,7 +148,9 @@ impl Machine for FakeMachine {
         len
     }
 
-    fn kick(&self, _: usize) {}
+    fn kick(&self, pcpu: usize) {
+        self.kicks.lock().unwrap().push(pcpu);
+    }
 
     fn ioapic_read(&self, _: usize, _: u8) -> u32 {
         0

@@ -63,6 +63,8 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
     if vcpu.run_state() != RunState::Runnable {
         return;
     }
+    let here = pcpu::current();
+    domain.tlb.begin(here);
     state.hw.load();
     vcpu.request_attention();
     let mut begin = hv.machine.tsc();
@@ -82,7 +84,7 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
             // Attention asked for while delivering: whatever waits behind this entry is due at once.
             due = if vcpu.has_attention() { begin } else { state.timer_due() };
         }
-        let generation = domain.tlb.enter(pcpu::current());
+        let generation = domain.tlb.enter(here);
         if generation != state.p2m_generation {
             state.p2m_generation = generation;
             state.hw.set_p2m(domain.tlb.root(), generation);
@@ -101,6 +103,7 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
     }
     vcpu.counters.ticks[reason].add(hv.machine.tsc().raw().wrapping_sub(begin.raw()));
     state.hw.save();
+    domain.tlb.end(here);
 }
 
 /// Ends a sleep: what the scheduler saw is made true.

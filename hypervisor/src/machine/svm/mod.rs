@@ -192,13 +192,6 @@ fn allow(map: &mut MsrMap, number: u32, which: u8) {
     map.0[base + bit / 8] &= !(which << (bit % 8));
 }
 
-/// Makes the next entry with this p2m on this pCPU flush its translations.
-pub(crate) fn forget(root: Mfn) {
-    if let Some(pcpu) = SHARED.get().and_then(|shared| shared.pcpus[percpu::number()].get()) {
-        pcpu.tlb.lock().forget(root);
-    }
-}
-
 /// One vCPU under SVM.
 pub(crate) struct SvmVcpu {
     vmcb: Box<Vmcb>,
@@ -334,7 +327,7 @@ impl VcpuHw for SvmVcpu {
         self.is_loaded = true;
         let Some(here) = self.shared.pcpus[percpu::number()].get().map(|pcpu| &**pcpu) else { return };
         let stayed = self.pcpu.is_some_and(|last| core::ptr::eq(last, here));
-        let flush = here.tlb.lock().schedule_in(self.wanted(), stayed, self.pcpu.is_none());
+        let flush = here.tlb.lock().schedule_in(self.wanted(), stayed);
         self.pcpu = Some(here);
         self.flush_if(flush);
     }

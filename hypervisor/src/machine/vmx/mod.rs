@@ -24,7 +24,7 @@ mod vmcs;
 use alloc::boxed::Box;
 
 use guest_abi::isthmus;
-use hypervisor::addr::{Hpa, Mfn};
+use hypervisor::addr::Hpa;
 use hypervisor::pcpu::MAX_PCPUS;
 use hypervisor::tlb::PcpuTlb;
 use hypervisor::vmx::caps::{Capabilities, CapabilityMsrs, NoVmx, Proc2};
@@ -112,11 +112,4 @@ pub(crate) fn features() -> u64 {
     let vpid = if caps.controls.proc2.contains(Proc2::VPID) { isthmus::FEATURE_VPID } else { 0 };
     let timer = if caps.timer_shift.is_some() { isthmus::FEATURE_PREEMPTION_TIMER } else { 0 };
     vpid | timer
-}
-
-/// Drops every translation that comes from a p2m on this pCPU.
-pub(crate) fn flush(root: Mfn) {
-    if let Some(shared) = SHARED.get() {
-        tlb::drop_p2m(&shared.caps, root);
-    }
 }

@@ -23,7 +23,7 @@ pub(super) fn drop_stale(caps: &Capabilities, flush: Flush, root: Mfn, tag: u16)
 }
 
 /// Drops everything that comes from a p2m.
-pub(super) fn drop_p2m(caps: &Capabilities, root: Mfn) {
+fn drop_p2m(caps: &Capabilities, root: Mfn) {
     let kind = if caps.ept.invept_single { SINGLE_CONTEXT } else { ALL_CONTEXTS };
     let descriptor = [Capabilities::ept_pointer(root), 0];
     let failed: u8;

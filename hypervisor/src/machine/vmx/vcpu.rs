@@ -391,13 +391,13 @@ impl VcpuHw for VmxVcpu {
     fn load(&mut self) {
         self.vmcs.make_current();
         let here = percpu::current().id;
-        let (stayed, first_time) = (self.pcpu == Some(here), self.pcpu.is_none());
+        let stayed = self.pcpu == Some(here);
         if !stayed {
             self.write_host_state();
             self.pcpu = Some(here);
         }
         if let Some(memory) = self.shared.tlb(here as usize) {
-            let flush = memory.lock().schedule_in(self.wanted(), stayed, first_time);
+            let flush = memory.lock().schedule_in(self.wanted(), stayed);
             tlb::drop_stale(&self.shared.caps, flush, self.root, self.tag);
         }
         self.lazy.load();

@@ -728,12 +728,12 @@ fn a_vcpu_learns_of_each_change_of_its_p2m_once() {
     guest.run(0);
     guest.run(0);
     let root = guest.domain.tlb.root();
-    assert_eq!(guest.cpu(0).p2m, [(root, 1)]);
+    let first = guest.domain.tlb.generation();
+    assert_eq!(guest.cpu(0).p2m, [(root, first)]);
     let token = guest.domain.p2m.lock().depopulate(guest_abi::Gfn::new(100), crate::addr::Order::PAGE).unwrap();
     token.release(&guest.domain.tlb.flush(host.hv.machine, crate::p2m::FlushSite::Balloon));
-    assert_eq!(*host.machine.flushes.lock().unwrap(), [root]);
     guest.run(0);
-    assert_eq!(guest.cpu(0).p2m, [(root, 1), (root, 2)]);
+    assert_eq!(guest.cpu(0).p2m, [(root, first), (root, first + 1)]);
 }
 
 #[test]
