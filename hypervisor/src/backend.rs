@@ -209,6 +209,8 @@ pub trait Machine: Sync {
     fn reset(&self) -> !;
     /// Powers the machine off as far as it can, else halts; `status` reaches the emulator.
     fn power_off(&self, status: u8) -> !;
+    /// Stops this CPU for good, with interrupts off; the machine stays on.
+    fn halt(&self) -> !;
 }
 
 /// An interrupt of the host, by what it is for.

@@ -178,7 +178,7 @@ impl Hypervisor {
             OnPanic::Reboot => self.machine.reset(),
             OnPanic::Halt => {
                 log::error!("dom0 has crashed; halted, as panic=halt asks");
-                self.machine.power_off(u8::MAX)
+                self.machine.halt()
             }
             OnPanic::Exit => self.machine.power_off(ShutdownReason::Crash as u8),
         }

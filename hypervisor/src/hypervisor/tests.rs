@@ -129,9 +129,12 @@ fn a_device_that_interrupts_without_dom0_is_ended_and_forgotten() {
 
 #[test]
 fn a_crash_of_dom0_is_what_the_command_line_says() {
-    let (host, dom0) = Host::with_dom0();
-    dom0.domain.shut_down(ShutdownReason::Crash);
-    assert_eq!(ending(|| host.hv.after_slice()), End::PowerOff(3));
+    let ends = [(OnPanic::Exit, End::PowerOff(3)), (OnPanic::Reboot, End::Reset), (OnPanic::Halt, End::Halt)];
+    for (policy, end) in ends {
+        let (host, dom0) = Host::with_dom0_and(policy);
+        dom0.domain.shut_down(ShutdownReason::Crash);
+        assert_eq!(ending(|| host.hv.after_slice()), end, "{policy:?}");
+    }
 }
 
 #[test]

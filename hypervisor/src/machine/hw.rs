@@ -196,4 +196,9 @@ impl Machine for Hw {
     fn power_off(&self, status: u8) -> ! {
         power::exit(status)
     }
+
+    fn halt(&self) -> ! {
+        console::drain();
+        cpu::halt()
+    }
 }

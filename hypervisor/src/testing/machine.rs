@@ -25,6 +25,8 @@ pub(crate) enum End {
     Reset,
     /// [`Machine::power_off`].
     PowerOff(u8),
+    /// [`Machine::halt`].
+    Halt,
 }
 
 /// Runs what ends the machine, and says how it did.
@@ -164,6 +166,10 @@ impl Machine for FakeMachine {
 
     fn power_off(&self, status: u8) -> ! {
         std::panic::panic_any(End::PowerOff(status))
+    }
+
+    fn halt(&self) -> ! {
+        std::panic::panic_any(End::Halt)
     }
 }
 

@@ -55,15 +55,15 @@ impl Host {
     /// A host with 4 MiB of memory, of which the first 128 frames can be dom0's identity map. They are
     /// never given back, so a test makes few of them.
     pub(crate) fn new() -> Self {
-        Self::with(1024, 128)
+        Self::with(1024, 128, OnPanic::Exit)
     }
 
     /// A host with 10 MiB, four times 2 MiB of them free.
     pub(crate) fn large() -> Self {
-        Self::with(2560, 512)
+        Self::with(2560, 512, OnPanic::Exit)
     }
 
-    fn with(nr_frames: usize, first_free: u64) -> Self {
+    fn with(nr_frames: usize, first_free: u64, on_panic: OnPanic) -> Self {
         let machine: &'static FakeMachine = Box::leak(Box::new(FakeMachine::new(START)));
         let frames: &'static FrameTable = test_table(nr_frames);
         frames.add_free(Mfn::new(first_free)..Mfn::new(nr_frames as u64)).unwrap();
@@ -77,7 +77,7 @@ impl Host {
             is_tsc_stable: true,
             attention: Box::leak(Box::new(Attention::default())),
             input: InputRing::new(),
-            on_panic: OnPanic::Exit,
+            on_panic,
             format: Format::Npt,
             largest_leaf: Order::GIB_1,
             phys_bits: 40,
@@ -92,6 +92,12 @@ impl Host {
     pub(crate) fn with_guest() -> (Self, Guest) {
         let host = Self::new();
         (host, Guest::new(host, 1, GUEST, 1))
+    }
+
+    /// A host with dom0 alone, and this word for what follows when it crashes.
+    pub(crate) fn with_dom0_and(on_panic: OnPanic) -> (Self, Guest) {
+        let host = Self::with(1024, 128, on_panic);
+        (host, Guest::new(host, 0, DOM0, 1))
     }
 
     /// A host with dom0 alone.
