@@ -138,7 +138,8 @@ impl fmt::Display for LoadError {
             Self::KernelFixed { extent } => write!(
                 f,
                 "the kernel must lie at {extent}, which is not all RAM of the domain, and it cannot be moved; give the \
-                 domain at least {} MiB, or a kernel with the note PHYS32_RELOC (Linux 6.12 and later)",
+                 domain at least {} MiB, or a kernel with the note PHYS32_RELOC (Linux 6.12 and later). dom0 has RAM only \
+                 where the firmware's map, printed above, has it, from 16 MiB up",
                 extent.end().div_ceil(MIB)
             ),
             Self::KernelMovable { len, within } => write!(

@@ -144,6 +144,13 @@ pub enum MapError {
     },
     /// No place for dom0's ACPI tables.
     NoRoomForTables,
+    /// A module lies where the firmware's map has no RAM.
+    ModuleOutsideRam {
+        /// Its number.
+        module: usize,
+        /// Where it is.
+        at: Span,
+    },
     /// No place for a module that is in dom0's way.
     NoRoomForModule {
         /// Its number.
@@ -193,6 +200,11 @@ impl fmt::Display for MapError {
                  elsewhere",
                 DOM0_TABLES >> 10
             ),
+            Self::ModuleOutsideRam { module, at } => write!(
+                f,
+                "boot module {module} lies at {at}, which is not all RAM in the firmware's map; the loader and the firmware \
+                 disagree, try another loader or a firmware update"
+            ),
             Self::NoRoomForModule { module, len } => write!(
                 f,
                 "boot module {module} lies where dom0's RAM will be and its {} MiB fit nowhere else; lower dom0_mem= or \
@@ -215,6 +227,9 @@ impl fmt::Display for MapError {
 pub fn plan(input: &Input<'_>) -> Result<MachineMap, MapError> {
     let ram = input.host.of(Kind::Ram);
     let modules: Spans = input.modules.iter().map(|module| module.pages_around()).collect();
+    if let Some(module) = input.modules.iter().position(|module| !ram.contains(*module)) {
+        return Err(MapError::ModuleOutsideRam { module, at: input.modules[module] });
+    }
     let in_use: Spans = input.in_use.iter().map(|span| span.pages_around()).collect();
     let usable = ram.clone().without_span(input.hypervisor.pages_around());
     let untouched = usable.clone().without(&modules).without(&in_use);

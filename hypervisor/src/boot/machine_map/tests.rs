@@ -394,6 +394,9 @@ fn machines_that_are_too_small_are_told_what_is_missing() {
         error.to_string(),
         "machine map: dom0_mem=1024 is more than there is; at most dom0_mem=359 fits in this machine"
     );
+    let outside = [Span::sized(MIB, 4096), Span::sized(0x9f000 - 100, 200)];
+    let error = MapError::ModuleOutsideRam { module: 1, at: outside[1] };
+    assert_eq!(plan(&input(&bochs, &outside, None)), Err(error), "half of it is the firmware's");
     let big = [Span::sized(16 * MIB, 180 * MIB)];
     let request = Some(Dom0Request { mem: Some(350 * MIB), scratch: G });
     let stuck = MapError::NoRoomForModule { module: 0, len: 180 * MIB };
