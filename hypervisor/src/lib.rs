@@ -34,6 +34,7 @@ pub mod pcpu;
 pub mod policy;
 pub mod progress;
 pub mod sched;
+pub mod screen;
 #[cfg(test)]
 mod testing;
 pub mod time;

@@ -17,6 +17,7 @@ use guest_abi::DomId;
 use guest_abi::isthmus;
 use guest_abi::num::{low_u8, low_u32};
 use hypervisor::addr::{Hpa, PAGE_SHIFT, Ticks};
+use hypervisor::boot::acpi::AcpiError;
 use hypervisor::boot::acpi::build::{Tables, for_dom0};
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
 use hypervisor::boot::cmdline::{self, Console, ExitDevice, OnPanic, Options, TscPolicy};
@@ -37,7 +38,7 @@ use hypervisor::time::{SystemClock, TscScale};
 
 use machine::boot::{BootInfo, BootModule, power};
 use machine::hw::{self, Hw};
-use machine::{apic, clock, console, cpu, layout, lazy, memory, panic, percpu, rtc, smp};
+use machine::{apic, clock, console, cpu, layout, lazy, memory, panic, percpu, rtc, screen, smp};
 
 /// Bytes of the hypervisor's heap.
 const HEAP_SIZE: u64 = 3 << 19;
@@ -47,7 +48,10 @@ const COM1_IRQ: u8 = 4;
 /// Goes on where `boot_main` ends: the console, traps and the early heap work.
 fn start(info: &BootInfo) -> ! {
     match boot(info) {
-        Ok(hv) => hypervisor::vcpu::run::schedule(hv),
+        Ok(hv) => {
+            screen::domains_start();
+            hypervisor::vcpu::run::schedule(hv)
+        }
         Err(why) => power::fail(format_args!("{why}")),
     }
 }
@@ -66,7 +70,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
     let roster = module::sort(&strings).map_err(|error| error.to_string())?;
 
     let host = host_map(info);
-    let acpi = read_acpi(info)?;
+    let acpi = read_acpi(info, roster.dom0.is_some())?;
     let map = plan_memory(&options, &host, &acpi, info, &roster)?;
     let memory = install_memory(&host, &acpi, &map);
     move_modules(&map);
@@ -119,6 +123,7 @@ fn apply_options(line: &str) -> Options {
         OnPanic::Exit => panic::Policy::Exit,
     });
     console::set_level(options.loglvl);
+    screen::set_policy(options.screen);
     if options.console == Console::None {
         console::disable();
     }
@@ -142,13 +147,20 @@ fn host_map(info: &BootInfo) -> HostMap {
     host
 }
 
-fn read_acpi(info: &BootInfo) -> Result<HostAcpi, String> {
+fn read_acpi(info: &BootInfo, has_dom0: bool) -> Result<HostAcpi, String> {
     let memory = memory::Identity;
     let root = match info.rsdp {
         Some(at) => RootPointer::at(&memory, at),
         None => RootPointer::find(&memory),
     };
-    let acpi = root.and_then(|root| HostAcpi::walk(&memory, &root)).map_err(|error| error.to_string())?;
+    let acpi = match root.and_then(|root| HostAcpi::walk(&memory, &root)) {
+        // Some firmware of emulators has none.
+        Err(AcpiError::NoRootPointer) if !has_dom0 => {
+            log::warn!("ACPI: {}; guests can run, on this CPU alone", AcpiError::NoRootPointer);
+            HostAcpi::absent(cpu::cpuid(1, 0).ebx >> 24)
+        }
+        read => read.map_err(|error| error.to_string())?,
+    };
     for complaint in &acpi.complaints {
         log::warn!("ACPI: {complaint}");
     }

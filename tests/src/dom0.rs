@@ -33,6 +33,8 @@ pub struct Session {
     pub disk_mib: u32,
     /// Start by BIOS and GRUB also where an emulator has a quicker way.
     pub by_grub: bool,
+    /// Start by UEFI and GRUB.
+    pub by_uefi: bool,
     /// Whether the machine has an IOMMU.
     pub has_iommu: bool,
     /// What is run in it.
@@ -84,6 +86,7 @@ impl Session {
             cpus: 1,
             disk_mib: 0,
             by_grub: false,
+            by_uefi: false,
             has_iommu: false,
             commands,
         }
@@ -107,6 +110,7 @@ pub const SESSIONS: &[Session] = &[
     Session { disk_mib: 100, ..Session::new("dom0", SVM, BASICS) },
     Session { kernel: "6.12", disk_mib: 100, ..Session::new("dom0-6.12", SVM, OTHER_KERNEL) },
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
+    Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
 ];
 

@@ -73,6 +73,8 @@ pub struct Check {
     pub cpus: u32,
     /// Start by BIOS and GRUB also where an emulator has a quicker way.
     pub by_grub: bool,
+    /// Start by UEFI and GRUB.
+    pub by_uefi: bool,
     /// Bochs' CPU model.
     pub bochs_model: &'static str,
     /// The status with which the machine must end.
@@ -111,6 +113,7 @@ impl Check {
             memory_mib: 256,
             cpus: 1,
             by_grub: false,
+            by_uefi: false,
             bochs_model: "corei7_skylake_x",
             status,
             says,

@@ -9,10 +9,11 @@ use crate::emulator::{self, Choice, Emulator, kvm};
 use crate::setup::{self, Missing, Purpose};
 use crate::tool;
 
-const AREAS: [(&str, Purpose); 6] = [
+const AREAS: [(&str, Purpose); 7] = [
     ("compile for the bare machine", Purpose::Compile),
     ("format and lints", Purpose::Checks),
     ("bootable disk images", Purpose::Image),
+    ("machines that start by UEFI", Purpose::Uefi),
     ("QEMU", Purpose::Qemu),
     ("Bochs", Purpose::Bochs),
     ("dom0's kernel and root", Purpose::Dom0),

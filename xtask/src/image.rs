@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a machine boots from.
 //!
-//! A GRUB disk is an MBR disk with one FAT partition that holds the hypervisor and its modules as files. It is put
-//! together without loop devices and without grub-install, so it needs no rights: GRUB's boot sector is copied to the
-//! first sector, its core image to the sectors behind (where the boot sector looks for it by default), and the
-//! partition is filled by mtools. The configuration has no menu, so GRUB waits for nothing and prints nothing.
+//! A GRUB disk is an MBR disk with one FAT partition that holds the hypervisor and its modules as files. It boots by BIOS
+//! and by UEFI: there are two builds of GRUB on it, which read the same configuration. It is put together without loop
+//! devices and without grub-install, so it needs no rights. For BIOS, GRUB's boot sector is copied to the first sector,
+//! its core image to the sectors behind (where the boot sector looks for it by default); for UEFI, GRUB is the file that
+//! the firmware starts from a disk that it knows nothing about. The partition is filled by mtools. The configuration
+//! has no menu, so GRUB waits for nothing and prints nothing.
 //!
 //! QEMU can do without GRUB: it starts the hypervisor by its PVH entry, with all modules in one bundle.
 
@@ -21,8 +23,24 @@ use crate::compile::{self, Profile};
 use crate::setup::{self, Purpose};
 use crate::{report, tool, workspace};
 
-const GRUB_DIR: &str = "/usr/lib/grub/i386-pc";
-const GRUB_MODULES: [&str; 5] = ["biosdisk", "part_msdos", "fat", "normal", "multiboot2"];
+const BOOT_SECTOR: &str = "/usr/lib/grub/i386-pc/boot.img";
+
+/// One build of GRUB.
+struct Grub {
+    /// Which machines it is for, in grub-mkimage's words.
+    format: &'static str,
+    /// Where it finds its configuration. By UEFI it knows the partition that it was started from; BIOS says less.
+    prefix: &'static str,
+    /// What it has beside what every build needs.
+    modules: &'static [&'static str],
+}
+
+const BIOS: Grub = Grub { format: "i386-pc", prefix: "(hd0,msdos1)/boot/grub", modules: &["biosdisk"] };
+const UEFI: Grub = Grub { format: "x86_64-efi", prefix: "/boot/grub", modules: &["efi_gop", "video"] };
+const GRUB_MODULES: [&str; 5] = ["part_msdos", "fat", "normal", "multiboot2", "test"];
+/// The file that UEFI starts from a disk without being told of it, and the folders that it is in.
+const UEFI_PROGRAM: &str = "EFI/BOOT/BOOTX64.EFI";
+const UEFI_DIRS: [&str; 2] = ["::/EFI", "::/EFI/BOOT"];
 
 const SECTOR_BYTES: u64 = 512;
 /// The partition starts at 1 MiB; GRUB's core lies between the first sector and it.
@@ -53,7 +71,7 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
-    /// A disk that boots by BIOS
+    /// A disk that boots by BIOS and by UEFI
     Grub,
     /// What QEMU's -initrd takes with a PVH -kernel
     Bundle,
@@ -87,29 +105,59 @@ fn parse_module(text: &str) -> Result<Module, String> {
     Ok(Module { file: file.into(), args: args.into() })
 }
 
+/// What GRUB does before it loads the hypervisor: with these modules of its own, these commands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Prelude {
+    pub(crate) modules: &'static [&'static str],
+    pub(crate) commands: &'static str,
+}
+
 /// Writes a disk image to `out` which boots `hypervisor` with its command line and `modules`. Working files lie beside
 /// `out` for the time being. Errors: a file cannot be read, or an argument cannot be passed through GRUB.
 pub(crate) fn grub_disk(hypervisor: &Path, cmdline: &str, modules: &[Module], out: &Path) -> Result<()> {
+    grub_disk_after(Prelude::default(), hypervisor, cmdline, modules, out)
+}
+
+/// The same with something before the hypervisor: a machine can be made to look like another one.
+pub(crate) fn grub_disk_after(
+    prelude: Prelude,
+    hypervisor: &Path,
+    cmdline: &str,
+    modules: &[Module],
+    out: &Path,
+) -> Result<()> {
     let work = out.with_extension("parts");
     fs::create_dir_all(&work).with_context(|| format!("creating {}", work.display()))?;
-    let written = assemble(hypervisor, cmdline, modules, out, &work);
+    let written = assemble(prelude, hypervisor, cmdline, modules, out, &work);
     fs::remove_dir_all(&work).context("removing working files")?;
     written.with_context(|| format!("making {}", out.display()))
 }
 
-fn assemble(hypervisor: &Path, cmdline: &str, modules: &[Module], out: &Path, work: &Path) -> Result<()> {
+fn assemble(
+    prelude: Prelude,
+    hypervisor: &Path,
+    cmdline: &str,
+    modules: &[Module],
+    out: &Path,
+    work: &Path,
+) -> Result<()> {
     let config = work.join("grub.cfg");
-    fs::write(&config, grub_config(cmdline, modules)?)?;
-    let mut files =
-        vec![(config, "grub/grub.cfg".to_owned()), (hypervisor.to_owned(), "isthmus-hypervisor".to_owned())];
-    files.extend(modules.iter().enumerate().map(|(i, module)| (module.file.clone(), module_name(i))));
+    fs::write(&config, prelude.commands.to_owned() + &grub_config(cmdline, modules)?)?;
+    let mut files = vec![
+        (config, "boot/grub/grub.cfg".to_owned()),
+        (grub(&UEFI, prelude, work)?, UEFI_PROGRAM.to_owned()),
+        (hypervisor.to_owned(), "boot/isthmus-hypervisor".to_owned()),
+    ];
+    files.extend(
+        modules.iter().enumerate().map(|(i, module)| (module.file.clone(), format!("boot/{}", module_name(i)))),
+    );
 
     let mut content_bytes = 0;
     for (file, _) in &files {
         content_bytes += file.metadata().with_context(|| format!("reading {}", file.display()))?.len();
     }
     let disk_bytes = disk_bytes(content_bytes);
-    let core = grub_core(work)?;
+    let core = fs::read(grub(&BIOS, prelude, work)?)?;
     write_boot_sectors(out, disk_bytes, &core)?;
     fill_partition(out, disk_bytes, &files)
 }
@@ -129,7 +177,9 @@ fn grub_config(cmdline: &str, modules: &[Module]) -> Result<String> {
     for (i, module) in modules.iter().enumerate() {
         config += &format!("module2 /boot/{}{}\n", module_name(i), grub_words(&module.args)?);
     }
-    config += "boot\n";
+    // The hypervisor asks for a screen with pixels, if there is one. By BIOS the text mode does as well, and an emulator
+    // without graphics survives it. GRUB takes the word that was set last.
+    config += "if [ $grub_platform = pc ]; then set gfxpayload=text; fi\nboot\n";
     Ok(config)
 }
 
@@ -142,16 +192,18 @@ fn grub_words(args: &str) -> Result<String> {
     Ok(args.split_whitespace().map(|word| format!(" '{word}'")).collect())
 }
 
-fn grub_core(work: &Path) -> Result<Vec<u8>> {
-    let core = work.join("core.img");
+/// Makes a build of GRUB in the folder `work`.
+fn grub(grub: &Grub, prelude: Prelude, work: &Path) -> Result<PathBuf> {
+    let image = work.join(grub.format);
     let mut mkimage = Command::new(tool::find("grub-mkimage").context("grub-mkimage is not installed")?);
-    mkimage.args(["-O", "i386-pc", "-p", "(hd0,msdos1)/boot/grub", "-o"]).arg(&core).args(GRUB_MODULES);
+    mkimage.args(["-O", grub.format, "-p", grub.prefix, "-o"]).arg(&image).args(GRUB_MODULES);
+    mkimage.args(grub.modules).args(prelude.modules);
     tool::run(&mut mkimage)?;
-    Ok(fs::read(core)?)
+    Ok(image)
 }
 
 fn write_boot_sectors(out: &Path, disk_bytes: u64, core: &[u8]) -> Result<()> {
-    let boot = fs::read(format!("{GRUB_DIR}/boot.img")).context("reading GRUB's boot sector")?;
+    let boot = fs::read(BOOT_SECTOR).context("reading GRUB's boot sector")?;
     ensure!(core.len() as u64 <= PARTITION_BYTE - SECTOR_BYTES, "GRUB's core does not fit before the partition");
     let mut sector = [0; 512];
     // The boot sector's code ends where the disk's signature and the partition table begin.
@@ -185,10 +237,10 @@ fn partition_entry(disk_bytes: u64) -> Result<[u8; 16]> {
 fn fill_partition(out: &Path, disk_bytes: u64, files: &[(PathBuf, String)]) -> Result<()> {
     let sectors = ((disk_bytes - PARTITION_BYTE) / SECTOR_BYTES).to_string();
     mtools("mformat", out, &["-T", &sectors, "-h", "16", "-s", "63", "::"])?;
-    mtools("mmd", out, &["::/boot", "::/boot/grub"])?;
+    mtools("mmd", out, &[&["::/boot", "::/boot/grub"], UEFI_DIRS.as_slice()].concat())?;
     for (file, name) in files {
         let file = file.to_str().with_context(|| format!("{}: not a file name in UTF-8", file.display()))?;
-        mtools("mcopy", out, &[file, &format!("::/boot/{name}")])?;
+        mtools("mcopy", out, &[file, &format!("::/{name}")])?;
     }
     Ok(())
 }
@@ -215,7 +267,8 @@ mod tests {
         let modules = [module("kernel console=hvc0 a=$b"), module("initrd")];
         let config = grub_config("loglvl=debug console=com1", &modules).unwrap();
         let expected = "multiboot2 /boot/isthmus-hypervisor 'loglvl=debug' 'console=com1'\n\
-                        module2 /boot/module0 'kernel' 'console=hvc0' 'a=$b'\nmodule2 /boot/module1 'initrd'\nboot\n";
+                        module2 /boot/module0 'kernel' 'console=hvc0' 'a=$b'\nmodule2 /boot/module1 'initrd'\n\
+                        if [ $grub_platform = pc ]; then set gfxpayload=text; fi\nboot\n";
         assert_eq!(config, expected);
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Launch {
 pub(crate) enum Via {
     /// In the way that is quickest for the emulator.
     Quickest,
-    /// By BIOS and GRUB, as on a bare machine.
+    /// By firmware and GRUB, as on a bare machine.
     Grub,
 }
 

@@ -47,7 +47,7 @@ enum Command {
     Setup,
     /// Compile the hypervisor, the test guests and dom0's `isthmus` program; print their paths
     Build(compile::Options),
-    /// Make what a machine boots from: a BIOS disk image with GRUB, or the bundle for QEMU's `-kernel`
+    /// Make what a machine boots from: a disk image for BIOS and UEFI, or the bundle for QEMU's `-kernel`
     Image(image::Options),
     /// Boot the hypervisor in an emulator
     Run(Box<run::Options>),

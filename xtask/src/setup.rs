@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
+use crate::emulator::bochs;
 use crate::{report, tool, workspace};
 
 /// The target that the hypervisor and the test guests are compiled for.
@@ -26,8 +27,10 @@ pub(crate) enum Purpose {
     Compile,
     /// Format and lint checks.
     Checks,
-    /// Disk images that boot by BIOS.
+    /// Disk images that boot by BIOS and by UEFI.
     Image,
+    /// Firmware that emulators start by UEFI.
+    Uefi,
     /// QEMU, with KVM or without.
     Qemu,
     /// Bochs.
@@ -37,7 +40,7 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 6] = [Self::Compile, Self::Checks, Self::Image, Self::Qemu, Self::Bochs, Self::Dom0];
+    const ALL: [Self; 7] = [Self::Compile, Self::Checks, Self::Image, Self::Uefi, Self::Qemu, Self::Bochs, Self::Dom0];
 }
 
 struct Package {
@@ -53,8 +56,10 @@ const fn package(name: &'static str, purpose: Purpose, proofs: &'static [&'stati
 
 const PACKAGES: &[Package] = &[
     package("grub-pc-bin", Purpose::Image, &["/usr/lib/grub/i386-pc/boot.img"]),
+    package("grub-efi-amd64-bin", Purpose::Image, &["/usr/lib/grub/x86_64-efi/multiboot2.mod"]),
     package("grub-common", Purpose::Image, &["grub-mkimage"]),
     package("mtools", Purpose::Image, &["mformat"]),
+    package("ovmf", Purpose::Uefi, &[bochs::UEFI_ROM]),
     package("qemu-system-x86", Purpose::Qemu, &["qemu-system-x86_64"]),
     package("qemu-system-data", Purpose::Qemu, &["/usr/share/qemu/pvh.bin"]),
     package("seabios", Purpose::Qemu, &["/usr/share/seabios/bios-256k.bin"]),

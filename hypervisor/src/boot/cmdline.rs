@@ -24,6 +24,17 @@ pub enum Console {
     None,
 }
 
+/// Whose the screen is that the boot loader has set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScreenPolicy {
+    /// The hypervisor's until the first domain runs, and again for the report of a panic.
+    Boot,
+    /// The hypervisor's for good: the log and dom0's console are shown as on COM1.
+    Keep,
+    /// Nobody's; not even a panic is shown.
+    Off,
+}
+
 /// What ends the machine after a panic of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPanic {
@@ -66,6 +77,8 @@ pub struct Options {
     pub dom0_scratch: u64,
     /// `console=`.
     pub console: Console,
+    /// `screen=`.
+    pub screen: ScreenPolicy,
     /// `loglvl=`.
     pub loglvl: LevelFilter,
     /// `panic=`.
@@ -87,6 +100,7 @@ impl Default for Options {
             dom0_vcpus: None,
             dom0_scratch: 1024 * MIB,
             console: Console::Com1,
+            screen: ScreenPolicy::Boot,
             loglvl: LevelFilter::Info,
             panic: OnPanic::Reboot,
             tsc: TscPolicy::Auto,
@@ -160,6 +174,10 @@ impl Options {
             "dom0_vcpus" => self.dom0_vcpus = Some(number(value, 1, MAX_DOM0_VCPUS)?),
             "cpu_khz" => self.cpu_khz = Some(number(value, 1_000, 20_000_000)?),
             "console" => self.console = one_of(value, "com1, none", &[Console::Com1, Console::None])?,
+            "screen" => {
+                let policies = [ScreenPolicy::Boot, ScreenPolicy::Keep, ScreenPolicy::Off];
+                self.screen = one_of(value, "boot, keep, off", &policies)?;
+            }
             "loglvl" => {
                 let levels =
                     [LevelFilter::Error, LevelFilter::Warn, LevelFilter::Info, LevelFilter::Debug, LevelFilter::Trace];
@@ -220,7 +238,7 @@ mod tests {
 
     #[test]
     fn every_documented_word_takes_effect() {
-        let line = "dom0_mem=768 dom0_vcpus=2 dom0_scratch=1G console=none loglvl=trace panic=exit tsc=stable \
+        let line = "dom0_mem=768 dom0_vcpus=2 dom0_scratch=1G console=none screen=keep loglvl=trace panic=exit tsc=stable \
                     exit=bochs debug=on cpu_khz=1000000";
         let (options, complaints) = parse(line);
         assert_eq!(complaints, vec![]);
@@ -229,6 +247,7 @@ mod tests {
             dom0_vcpus: Some(2),
             dom0_scratch: 1024 * MIB,
             console: Console::None,
+            screen: ScreenPolicy::Keep,
             loglvl: LevelFilter::Trace,
             panic: OnPanic::Exit,
             tsc: TscPolicy::Stable,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The UART that the hypervisor keeps, and the log on it.
+//! The UART that the hypervisor keeps, and the log on it and on the screen.
 //!
 //! One lock covers the UART, held for one line at a time. A panic takes the UART without the
 //! lock, because the holder may be the code that panicked.
@@ -12,7 +12,7 @@ use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
 
-use super::{clock, cpu};
+use super::{clock, cpu, screen};
 
 type Uart = Uart16550<PioBackend>;
 
@@ -48,6 +48,7 @@ pub(crate) fn disable() {
 
 /// Writes bytes as they are.
 pub(crate) fn write_raw(bytes: &[u8]) {
+    screen::write(bytes);
     if !ENABLED.load(Ordering::Relaxed) {
         return;
     }

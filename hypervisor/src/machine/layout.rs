@@ -4,7 +4,7 @@
 //! ```text
 //! 0x0000_0000_0020_0000  the image, mapped where it is linked (W^X, guard pages under stacks)
 //! 0xffff_8000_0000_0000  direct map of all RAM and firmware tables, writable, no execute
-//! 0xffff_c000_0000_0000  device registers, uncached: local APIC, I/O APICs
+//! 0xffff_c000_0000_0000  device registers, uncached: local APIC, I/O APICs, video memory
 //! 0xffff_c800_0000_0000  stacks of the other CPUs, 64 KiB apart, an unmapped page below each stack
 //! ```
 
@@ -18,6 +18,8 @@ pub(crate) const DIRECT_MAP_SIZE: u64 = 1 << 46;
 pub(crate) const LAPIC: u64 = 0xffff_c000_0000_0000;
 /// Where the first I/O APIC's page is mapped; the others follow, a page each.
 pub(crate) const IOAPIC: u64 = LAPIC + 0x1000;
+/// Where the screen's video memory is mapped, at the same place in a large page as in physical memory.
+pub(crate) const SCREEN: u64 = LAPIC + 0x4000_0000;
 
 /// Where the stacks of the CPUs that the boot CPU starts are mapped.
 const AP_STACKS: u64 = 0xffff_c800_0000_0000;
@@ -120,6 +122,11 @@ symbols! {
 pub(crate) fn direct_mapped(hpa: Hpa) -> u64 {
     debug_assert!(hpa.raw() < DIRECT_MAP_SIZE);
     DIRECT_MAP + hpa.raw()
+}
+
+/// The address at which video memory that starts at `start` is mapped.
+pub(crate) fn screen_mapped(start: u64) -> u64 {
+    SCREEN + start % (2 << 20)
 }
 
 /// The physical address of an object on the heap or in the image.

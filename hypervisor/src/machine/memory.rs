@@ -17,7 +17,7 @@ use hypervisor::mem::PhysMem;
 use super::boot::identity_bytes;
 use super::layout::{self, ApStack};
 use super::paging::{self, Extras};
-use super::{apic, bulk, heap};
+use super::{apic, bulk, heap, screen};
 
 /// Bytes of one frame record.
 pub(crate) const RECORD_SIZE: u64 = size_of::<FrameRecord>() as u64;
@@ -62,9 +62,11 @@ pub(crate) fn install(host: &HostMap, map: &MachineMap, heap_size: u64, nr_aps: 
     let records_start = heap_start + heap_size;
     let records_len = map.nr_frames * RECORD_SIZE;
     assert!(records_start + records_len <= area.end(), "the boot area is too small for what was reckoned");
-    let extras = Extras { lapic: Hpa::new(apic::base()), ioapics, ap_stacks };
+    let extras = Extras { lapic: Hpa::new(apic::base()), ioapics, ap_stacks, screen: screen::span() };
+    screen::detach();
     // SAFETY: the boot area is RAM that the machine map gives to nobody else, below 4 GiB.
     unsafe { paging::install(tables, &direct_ranges(host), &extras) };
+    screen::attach();
     let heap = core::ptr::with_exposed_provenance_mut::<u8>(to_usize(layout::direct_mapped(Hpa::new(heap_start))));
     // SAFETY: part of the boot area, mapped by the tables just loaded, used for nothing else.
     unsafe { heap::init_main(heap, to_usize(heap_size)) };

@@ -22,6 +22,7 @@ pub(crate) mod paging;
 pub(crate) mod panic;
 pub(crate) mod percpu;
 pub(crate) mod rtc;
+pub(crate) mod screen;
 pub(crate) mod smp;
 pub(crate) mod svm;
 pub(crate) mod traps;

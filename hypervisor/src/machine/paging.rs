@@ -29,6 +29,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) ioapics: &'a [Hpa],
     /// Memory for the stacks of the CPUs to be started, [`ApStack::SIZE`] for each, from number 1 on.
     pub(crate) ap_stacks: Range<u64>,
+    /// Video memory, mapped where [`layout::screen_mapped`] says.
+    pub(crate) screen: Option<Range<u64>>,
 }
 
 /// Bytes of memory that [`install`] may take for `top` bytes of RAM.
@@ -70,6 +72,11 @@ pub(crate) unsafe fn install(memory: Range<u64>, direct: &[Range<u64>], extras: 
             tables.map(stack.start, at, len, rw);
             at += len;
         }
+    }
+    if let Some(screen) = &extras.screen {
+        let first = screen.start & !(PAGE - 1);
+        let len = screen.end.next_multiple_of(PAGE) - first;
+        tables.map(layout::screen_mapped(first), first, len, uncached);
     }
     // SAFETY: the new tables map the image, and with it code, data and stack, where they were.
     unsafe { cpu::set_cr3(Hpa::new(tables.root)) };

@@ -8,7 +8,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::traps::TrapFrame;
-use super::{boot, console, cpu, layout, percpu, smp};
+use super::{boot, console, cpu, layout, percpu, screen, smp};
 
 /// What to do after a panic (`panic=`).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,7 @@ fn begin() {
     }
     smp::stop_others();
     console::break_lock();
+    screen::take_for_alarm();
     console::print(format_args!("\n"));
 }
 

@@ -14,13 +14,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Boot, Machine, Serial};
+use super::{Boot, Firmware, Machine, Serial};
 
 /// The file in the run's folder that Bochs writes its messages to.
 pub(crate) const LOG: &str = "bochs.log";
 
 /// What it says there when the machine is powered off by ACPI.
 pub(crate) const POWERED_OFF: &str = "ACPI control: soft power off";
+
+/// The firmware for a machine that starts by UEFI. It gets no ACPI tables in Bochs, and leaves VT-x off and unlocked.
+pub(crate) const UEFI_ROM: &str = "/usr/share/OVMF/OVMF_CODE.fd";
+const BIOS_ROM: &str = "/usr/share/bochs/BIOS-bochs-latest";
 
 /// Disks are whole cylinders of this size.
 pub(crate) const CYLINDER_BYTES: u64 = 16 * 63 * 512;
@@ -67,6 +71,10 @@ fn disk_size(file: &Path) -> Result<u64> {
 /// The text of `bochsrc`. Errors: the machine does not boot from a disk, or a disk has a size that Bochs cannot show.
 fn configuration(machine: &Machine, size: &dyn Fn(&Path) -> Result<u64>) -> Result<String> {
     let Boot::Disk(boot_disk) = &machine.boot else { bail!("Bochs boots from disks only") };
+    let rom = match machine.firmware {
+        Firmware::Bios => BIOS_ROM,
+        Firmware::Uefi => UEFI_ROM,
+    };
     let nic_plugin = u8::from(machine.has_nic);
     let Machine { memory_mib, cpus, bochs_cpu: Cpu { model, instructions_per_second }, .. } = machine;
     let mut config = format!(
@@ -75,7 +83,7 @@ fn configuration(machine: &Machine, size: &dyn Fn(&Path) -> Result<u64>) -> Resu
          config_interface: textconfig\n\
          display_library: term\n\
          memory: host={memory_mib}, guest={memory_mib}\n\
-         romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
+         romimage: file={rom}\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
          cpu: model={model}, count={cpus}, ips={instructions_per_second}, reset_on_triple_fault=0\n\
          clock: sync=none, time0=1\n"
@@ -166,6 +174,12 @@ debug: action=ignore
 pci: enabled=1, chipset=i440fx
 ";
         assert_eq!(render(&machine()).unwrap(), expected);
+    }
+
+    #[test]
+    fn uefi_is_another_rom() {
+        let config = render(&Machine { firmware: Firmware::Uefi, ..machine() }).unwrap();
+        assert!(config.contains("\nromimage: file=/usr/share/OVMF/OVMF_CODE.fd\n"), "{config}");
     }
 
     #[test]

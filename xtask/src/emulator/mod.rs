@@ -23,6 +23,15 @@ pub(crate) use process::{Running, start};
 
 use crate::setup::{self, Purpose};
 
+/// What a machine runs before its boot loader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Firmware {
+    /// BIOS
+    Bios,
+    /// UEFI; the machine has a screen, too
+    Uefi,
+}
+
 /// A program that plays a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Emulator {
@@ -113,6 +122,7 @@ pub(crate) fn is_installed(emulator: Emulator) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) boot: Boot,
+    pub(crate) firmware: Firmware,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     /// Raw disk images besides the one to boot from.
@@ -134,7 +144,7 @@ pub(crate) struct Machine {
 /// How a machine starts.
 #[derive(Clone, Debug)]
 pub(crate) enum Boot {
-    /// The BIOS boots a disk.
+    /// The firmware boots a disk.
     Disk(PathBuf),
     /// QEMU enters an ELF file by its PVH note.
     Pvh { kernel: PathBuf, bundle: Option<PathBuf>, cmdline: String },
@@ -154,6 +164,7 @@ impl Machine {
     pub(crate) fn new(boot: Boot, memory_mib: u32) -> Self {
         Self {
             boot,
+            firmware: Firmware::Bios,
             memory_mib,
             cpus: 1,
             disks: Vec::new(),

@@ -10,13 +10,16 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Boot, Machine, Serial};
+use super::{Boot, Firmware, Machine, Serial};
 
 /// Forced features are announced whether QEMU emulates them or not. XSAVEC it does not: Linux would save vector state
 /// by an instruction that is not there.
 const CPU: &str = "EPYC,-rdtscp,-monitor,-xsavec,+invtsc,x-force-features=on";
 /// Repeatable runs must not draw random numbers from the host.
 const CPU_COUNTING: &str = "EPYC,-rdtscp,-rdrand,-rdseed,-monitor,-xsavec,+invtsc,x-force-features=on";
+
+/// The firmware for a machine that starts by UEFI.
+const UEFI_ROM: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// QEMU's program with these arguments.
 pub(super) fn command(arguments: Vec<String>) -> Command {
@@ -47,6 +50,10 @@ pub(super) fn common(machine: &Machine) -> Vec<String> {
     arguments.extend(words(&format!("-m {} -smp {}", machine.memory_mib, machine.cpus)));
     arguments.extend(words("-display none -nodefaults -no-user-config -no-reboot"));
     arguments.extend(words("-device isa-debug-exit,iobase=0xf4,iosize=4"));
+    if machine.firmware == Firmware::Uefi {
+        // The firmware in one file: what it stores in its variables is gone with the machine. It drives the screen itself.
+        arguments.extend(words(&format!("-bios {UEFI_ROM} -device VGA,romfile=")));
+    }
     arguments.extend(serial("com1", &machine.com1));
     arguments.extend(serial("com2", &machine.com2));
     let boot_disk = boot(machine, &mut arguments);
@@ -132,6 +139,13 @@ mod tests {
             -drive if=none,id=disk1,format=raw,file=data,,1.img -device ide-hd,drive=disk1,bus=ide.1";
         assert!(line.ends_with(disks), "{line}");
         assert!(!line.contains("-kernel"));
+    }
+
+    #[test]
+    fn uefi_brings_its_firmware_and_a_screen() {
+        let machine = Machine { firmware: Firmware::Uefi, ..Machine::new(Boot::Disk("boot.img".into()), 256) };
+        let line = arguments(&machine).join(" ");
+        assert!(line.contains(" -bios /usr/share/ovmf/OVMF.fd -device VGA,romfile= -serial none "), "{line}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 use crate::compile::{self, Profile};
 use crate::console::{End, Log};
 use crate::dom0::Wanted;
-use crate::emulator::{self, Boot, Choice, Emulator, Machine, Running};
+use crate::emulator::{self, Boot, Choice, Emulator, Firmware, Machine, Running};
 use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
 use crate::symbolize::Symbols;
@@ -50,6 +50,9 @@ pub(crate) struct Options {
     /// More words for the hypervisor's command line
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     hv_append: Option<String>,
+    /// Start by this firmware and GRUB, as a bare machine does [default: the quickest way that the emulator has]
+    #[arg(long, value_enum, value_name = "bios|uefi")]
+    firmware: Option<Firmware>,
     /// The machine's memory [default: 2048, with --guest 512]
     #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u32).range(32..))]
     memory: Option<u32>,
@@ -108,7 +111,7 @@ fn run(options: &Options) -> Result<u8> {
     machine(options, Boot::Disk(PathBuf::new())).check(emulator)?;
     let has_dom0 = options.guests.is_empty();
     let dom0: &[Purpose] = if has_dom0 { &[Purpose::Dom0] } else { &[] };
-    setup::ensure(&[emulator.purposes(), &[Purpose::Compile], dom0].concat())?;
+    setup::ensure(&[emulator.purposes(), firmware_purposes(options.firmware), &[Purpose::Compile], dom0].concat())?;
 
     let dir = RunDir::create("run")?;
     let modules =
@@ -116,7 +119,8 @@ fn run(options: &Options) -> Result<u8> {
     let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(memory_mib(options))).as_deref());
     cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
     let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
-    let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
+    let via = if options.firmware.is_some() { Via::Grub } else { Via::Quickest };
+    let boot = launch.prepare(emulator, via, dir.path())?;
     let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
 
     report::step(format!("starting {}", emulator.name()));
@@ -130,8 +134,18 @@ fn run(options: &Options) -> Result<u8> {
     }
 }
 
+/// What must be installed to start by `firmware`.
+pub(crate) fn firmware_purposes(firmware: Option<Firmware>) -> &'static [Purpose] {
+    match firmware {
+        None => &[],
+        Some(Firmware::Bios) => &[Purpose::Image],
+        Some(Firmware::Uefi) => &[Purpose::Image, Purpose::Uefi],
+    }
+}
+
 fn machine(options: &Options, boot: Boot) -> Machine {
     Machine {
+        firmware: options.firmware.unwrap_or(Firmware::Bios),
         cpus: options.smp,
         disks: options.disks.clone(),
         has_nic: options.guests.is_empty(),

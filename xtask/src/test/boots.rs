@@ -17,7 +17,7 @@ use isthmus_tests::{Backend, boots};
 use super::{Judged, Unit, log_file};
 use crate::compile::{self, Profile, Program};
 use crate::console::{self, End, Log, Until};
-use crate::emulator::{self, Emulator, Machine, Running, bochs};
+use crate::emulator::{self, Emulator, Firmware, Machine, Running, bochs};
 use crate::launch::{Launch, RunDir, Via};
 use crate::run::{self, guests::Guest};
 use crate::symbolize::Symbols;
@@ -32,6 +32,14 @@ pub(super) struct Boot {
 pub(super) struct Built {
     pub(super) hypervisor: PathBuf,
     guests: Vec<Program>,
+}
+
+impl Built {
+    /// The micro-guest of this name.
+    pub(super) fn guest(&self, name: &str) -> Result<&Path> {
+        let program = self.guests.iter().find(|program| program.name == name);
+        Ok(&program.with_context(|| format!("package test-guests has no program {name}"))?.path)
+    }
 }
 
 static BUILT: OnceLock<Result<Built, String>> = OnceLock::new();
@@ -67,8 +75,7 @@ impl Boot {
     fn launch(&self, built: &Built, dir: &Path) -> Result<Launch> {
         let mut modules = Vec::new();
         for guest in self.check.guests {
-            let program = built.guests.iter().find(|program| program.name == guest.program);
-            let path = &program.with_context(|| format!("package test-guests has no program {}", guest.program))?.path;
+            let path = built.guest(guest.program)?;
             let guest = Guest::parse(&format!("{}:{}", path.display(), guest.words)).map_err(|why| anyhow!(why))?;
             modules.extend(guest.modules(dir)?);
         }
@@ -79,8 +86,10 @@ impl Boot {
     fn machine(&self, boot: emulator::Boot) -> Machine {
         Machine {
             cpus: self.check.cpus,
-            // With time counted in instructions a busy host changes nothing.
-            counts_instructions: self.backend == Backend::Svm && self.check.cpus == 1,
+            firmware: if self.check.by_uefi { Firmware::Uefi } else { Firmware::Bios },
+            // With time counted in instructions a busy host changes nothing. UEFI waits for devices in virtual time,
+            // which then is not to be had for less than its instructions.
+            counts_instructions: self.backend == Backend::Svm && self.check.cpus == 1 && !self.check.by_uefi,
             bochs_cpu: bochs::Cpu::quick(self.check.bochs_model),
             ..Machine::new(boot, self.check.memory_mib)
         }
@@ -111,7 +120,7 @@ impl Boot {
         fs::write(log_file, "")?;
         let built = built()?;
         let dir = RunDir::create(&self.name().replace('/', "."))?;
-        let via = if self.check.by_grub { Via::Grub } else { Via::Quickest };
+        let via = if self.check.by_grub || self.check.by_uefi { Via::Grub } else { Via::Quickest };
         let boot = self.launch(built, dir.path())?.prepare(emulator_of(self.backend), via, dir.path())?;
         let log = Mutex::new(Log::to_file(log_file)?);
         let limit = Duration::from_secs(self.check.limit_seconds);

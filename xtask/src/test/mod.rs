@@ -8,6 +8,7 @@
 
 mod boots;
 mod docs;
+mod machines;
 mod sessions;
 mod steps;
 
@@ -98,7 +99,8 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let steps: Vec<_> = docs.chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed)).collect();
     // The long ones first: two at a time, the short ones fill the gap at the end.
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
-    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).collect();
+    let odd = machines::ALL.iter().copied().filter(|odd| odd.tier() <= tier && is_chosen(odd)).map(boxed);
+    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).chain(odd).collect();
     if steps.is_empty() && boots.is_empty() {
         bail!("no check of this tier has `{}` in its name", options.filter.as_deref().unwrap_or_default());
     }
@@ -109,7 +111,7 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     interrupt::catch()?;
     let mut purposes = vec![Purpose::Checks, Purpose::Compile];
     if !boots.is_empty() {
-        purposes.extend([Purpose::Image, Purpose::Qemu, Purpose::Bochs, Purpose::Dom0]);
+        purposes.extend([Purpose::Image, Purpose::Uefi, Purpose::Qemu, Purpose::Bochs, Purpose::Dom0]);
     }
     setup::ensure(&purposes)?;
     let runner = Runner::new()?;

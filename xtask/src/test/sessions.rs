@@ -22,7 +22,7 @@ use super::boots::{self, emulator_of};
 use super::{Judged, Unit, log_file};
 use crate::console::{self, End, Log};
 use crate::dom0::{self, Wanted};
-use crate::emulator::{self, Machine};
+use crate::emulator::{self, Firmware, Machine};
 use crate::exec::{Channel, Failure};
 use crate::launch::{Launch, RunDir, Via};
 use crate::{run, shell};
@@ -81,6 +81,7 @@ impl Session {
         }
         Ok(Machine {
             cpus: self.session.cpus,
+            firmware: if self.session.by_uefi { Firmware::Uefi } else { Firmware::Bios },
             has_nic: true,
             has_iommu: self.session.has_iommu,
             disks,
@@ -90,7 +91,7 @@ impl Session {
 
     /// The command after the variables that it may use. The disk to boot from comes before the session's own.
     fn text(&self, command: &Command, sink: &Sink) -> String {
-        let boots_from_disk = self.session.by_grub || self.backend == Backend::Vmx;
+        let boots_from_disk = self.session.by_grub || self.session.by_uefi || self.backend == Backend::Vmx;
         let disk = if boots_from_disk { "/dev/sdb" } else { "/dev/sda" };
         format!("DISK={disk} SINK={}\n{}", sink.port, command.text)
     }
@@ -180,7 +181,7 @@ impl Unit for Session {
         fs::write(&log_file, "")?;
         let built = boots::built()?;
         let dir = RunDir::create(&self.name().replace('/', "."))?;
-        let via = if self.session.by_grub { Via::Grub } else { Via::Quickest };
+        let via = if self.session.by_grub || self.session.by_uefi { Via::Grub } else { Via::Quickest };
         let emulator = emulator_of(self.backend);
         let boot = self.launch(&built.hypervisor, dir.path())?.prepare(emulator, via, dir.path())?;
         let log = Mutex::new(Log::to_file(&log_file)?);

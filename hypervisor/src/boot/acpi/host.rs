@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host's tables, walked from the root pointer.
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 
 use guest_abi::{
     Wire,
@@ -33,6 +33,24 @@ pub struct HostAcpi {
     pub iommus: Vec<Span>,
     /// Tables that are broken and were treated as absent.
     pub complaints: Vec<AcpiError>,
+}
+
+impl HostAcpi {
+    /// A machine whose firmware has no tables: nothing is known of it but the CPU that runs. Guests need no more.
+    #[must_use]
+    pub fn absent(boot_apic_id: u32) -> Self {
+        let madt = Madt { apic_ids: vec![boot_apic_id], ..Madt::default() };
+        Self {
+            oem: *b"ABSENT",
+            tables: Vec::new(),
+            madt,
+            fadt: None,
+            mcfg: Vec::new(),
+            hpet: None,
+            iommus: Vec::new(),
+            complaints: Vec::new(),
+        }
+    }
 }
 
 /// A table of the host.

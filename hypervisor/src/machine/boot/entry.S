@@ -20,6 +20,10 @@ header:
     .balign 8
     .short 1, 1
     .long 16, 14, 15
+    // a screen of 1024x768 pixels, if there is one
+    .balign 8
+    .short 5, 1
+    .long 20, 1024, 768, 32
     // modules on page boundaries
     .balign 8
     .short 6, 0

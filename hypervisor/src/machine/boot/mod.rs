@@ -15,6 +15,7 @@ use core::arch::global_asm;
 
 use hypervisor::boot::span::Span;
 
+use super::screen::{self, Video};
 use super::{clock, console, heap, percpu, traps};
 
 global_asm!(include_str!("entry.S"));
@@ -29,6 +30,8 @@ pub(crate) struct BootInfo {
     pub(crate) modules: Vec<BootModule>,
     /// Where the ACPI root pointer is, if the loader says so.
     pub(crate) rsdp: Option<u64>,
+    /// The screen, if the loader has set one up.
+    pub(crate) video: Option<Video>,
 }
 
 /// One boot module.
@@ -51,7 +54,7 @@ impl BootModule {
 const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// Everything that the boot page tables map.
-const IDENTITY_END: u64 = 1 << 32;
+pub(crate) const IDENTITY_END: u64 = 1 << 32;
 
 #[unsafe(no_mangle)]
 extern "C" fn boot_main(magic: u32, info: u32) -> ! {
@@ -69,7 +72,12 @@ extern "C" fn boot_main(magic: u32, info: u32) -> ! {
         }
     };
     match info {
-        Ok(info) => crate::start(&info),
+        Ok(info) => {
+            if let Some(video) = info.video {
+                screen::init(video);
+            }
+            crate::start(&info)
+        }
         Err(why) => power::fail(format_args!("{why}")),
     }
 }

@@ -45,7 +45,13 @@ pub(crate) fn read(info: u32) -> Result<BootInfo, String> {
         let bytes = identity_bytes(start, len).ok_or("a module lies above 4 GiB")?;
         add_modules(start, bytes, &mut modules)?;
     }
-    Ok(BootInfo { command_line: string_at(command_line)?, memory_map, modules, rsdp: (rsdp != 0).then_some(rsdp) })
+    Ok(BootInfo {
+        command_line: string_at(command_line)?,
+        memory_map,
+        modules,
+        rsdp: (rsdp != 0).then_some(rsdp),
+        video: None,
+    })
 }
 
 fn add_modules(start: u64, bytes: &[u8], modules: &mut Vec<BootModule>) -> Result<(), String> {
