@@ -4,6 +4,8 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod builder;
 pub mod cli;
+pub mod config;
 pub mod exec_protocol;
 pub mod sys;

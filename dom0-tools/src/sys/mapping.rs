@@ -4,10 +4,14 @@
 //! No reference to the bytes is ever made, except to atomics: bytes are copied in and out by
 //! volatile accesses, so that what was read once stays what was read.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 
+use pvh_loader::elf;
 use rustix::io::Result;
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -29,6 +33,27 @@ impl Mapping {
         // SAFETY: the kernel chooses the address, so no mapping of ours is replaced.
         let base =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, device, offset)? };
+        let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::FAULT)?;
+        Ok(Self { base, length })
+    }
+
+    /// Maps a whole file to read it or to have the hypervisor copy from it: all pages are in memory and stay there.
+    ///
+    /// # Errors
+    /// It cannot be opened, is empty or no regular file, or does not fit.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let length = usize::try_from(metadata.len()).map_err(io::Error::other)?;
+        if length == 0 {
+            return Err(io::Error::other("it is empty"));
+        }
+        let flags = MapFlags::SHARED | MapFlags::POPULATE | MapFlags::LOCKED;
+        // SAFETY: the kernel chooses the address, so no mapping of ours is replaced.
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, flags, &file, 0)? };
         let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::FAULT)?;
         Ok(Self { base, length })
     }
@@ -99,6 +124,16 @@ impl Mapping {
         // SAFETY: (1) the word is inside the mapping and aligned, checked above (the base is a page's);
         // (2) it stays mapped as long as `self` is borrowed; (3) all accesses are atomic or volatile.
         unsafe { AtomicU32::from_ptr(place) }
+    }
+}
+
+impl elf::Source for Mapping {
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        Self::read(self, at, bytes);
     }
 }
 

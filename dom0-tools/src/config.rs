@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest is made of: the file that `isthmus create` takes.
+//!
+//! The file is TOML. A field that is not known is an error, with its line, because a misspelt one would be a
+//! guest that is not what its owner thinks. Names of files are taken from the folder that the guest's file is in.
+//! The reference is `docs/src/reference/guest-toml.md`; its examples are read by a test below.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What a domain has at most. The hypervisor's limit.
+pub const MAX_VCPUS: u32 = 32;
+/// The longest name: it is part of file names.
+const MAX_NAME: usize = 64;
+
+/// A guest's description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// What it is called: letters, digits, `-`, `_` and `.`, not a number.
+    pub name: String,
+    /// Its kernel: a bzImage or an ELF file.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Memory in MiB.
+    pub memory: u64,
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub vcpus: u32,
+    /// What identifies the machine to itself; a new one is made if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// Whether it has a xenstore connection.
+    #[serde(default = "yes")]
+    pub xenstore: bool,
+    /// What to do when it powers off.
+    #[serde(default = "destroy")]
+    pub on_poweroff: Action,
+    /// What to do when it reboots.
+    #[serde(default = "restart")]
+    pub on_reboot: Action,
+    /// What to do when it crashes.
+    #[serde(default = "destroy")]
+    pub on_crash: Action,
+}
+
+/// What becomes of a domain that has ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is destroyed.
+    Destroy,
+    /// It is destroyed and made anew, under another number.
+    Restart,
+    /// It is kept, stopped, until somebody destroys it.
+    Preserve,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn destroy() -> Action {
+    Action::Destroy
+}
+
+fn restart() -> Action {
+    Action::Restart
+}
+
+/// Why a description is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+    /// The file is no TOML, lacks a field or has one that is not known.
+    #[error("{}: {}", path.display(), cause.to_string().trim_end())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        cause: Box<toml::de::Error>,
+    },
+    /// A field has a value that cannot be.
+    #[error("{}: {field} = {value}: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What is wrong with it, and what would be right.
+        reason: &'static str,
+    },
+}
+
+impl GuestConfig {
+    /// Reads a guest's file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads a guest's description; `path` is where it comes from.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let parsed: Result<Self, _> = toml::from_str(text);
+        let mut config =
+            parsed.map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause: Box::new(cause) })?;
+        config.check(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        config.kernel = folder.join(&config.kernel);
+        config.initrd = config.initrd.map(|initrd| folder.join(initrd));
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let refuse = |field, value: &dyn fmt::Display, reason| {
+            Err(ConfigError::Value { path: path.to_owned(), field, value: value.to_string(), reason })
+        };
+        if let Err(reason) = check_name(&self.name) {
+            return refuse("name", &format!("{:?}", self.name), reason);
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return refuse("vcpus", &self.vcpus, "a domain has from 1 to 32 vCPUs");
+        }
+        if self.memory == 0 || self.memory > pvh_loader::plan::MAX_GUEST_MEM >> 20 {
+            return refuse("memory", &self.memory, "give MiB, from 1 to 262144");
+        }
+        if self.cmdline.contains(['\0', '\n']) {
+            return refuse("cmdline", &format!("{:?}", self.cmdline), "a kernel's command line is one line of text");
+        }
+        Ok(())
+    }
+}
+
+/// Whether a domain can be called so.
+///
+/// # Errors
+/// Why not.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_fine) || name.starts_with('.') {
+        return Err("a name has 1 to 64 letters, digits, '-', '_' and '.', and does not begin with '.'");
+    }
+    if name.chars().all(|c| c.is_ascii_digit()) {
+        return Err("a name that is a number would be taken for a domain's number");
+    }
+    if matches!(name, "dom0" | "Domain-0") {
+        return Err("this is the control domain's name");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name = \"web1\"\nkernel = \"vmlinuz\"\nmemory = 256\n";
+
+    fn parse(text: &str) -> Result<GuestConfig, String> {
+        GuestConfig::parse(text, Path::new("/etc/guests/web1.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn three_fields_are_a_guest_and_files_are_beside_it() {
+        let config = parse(SMALL).unwrap();
+        assert_eq!(config.kernel, Path::new("/etc/guests/vmlinuz"));
+        assert_eq!((config.vcpus, config.initrd, config.cmdline.as_str()), (1, None, ""));
+        let actions = [config.on_poweroff, config.on_reboot, config.on_crash];
+        assert_eq!(actions, [Action::Destroy, Action::Restart, Action::Destroy]);
+        let absolute = parse(&SMALL.replace("vmlinuz", "/boot/vmlinuz")).unwrap();
+        assert_eq!(absolute.kernel, Path::new("/boot/vmlinuz"));
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_line() {
+        let error = parse(&format!("{SMALL}vcpu = 2\n")).unwrap_err();
+        for words in ["/etc/guests/web1.toml", "line 4", "vcpu", "unknown field"] {
+            assert!(error.contains(words), "{words} in {error}");
+        }
+        let error = parse("name = \"x\"\nkernel = \"k\"\n").unwrap_err();
+        assert!(error.contains("missing field `memory`"), "{error}");
+        let error = parse(&SMALL.replace("256", "\"256\"")).unwrap_err();
+        assert!(error.contains("line 3"), "{error}");
+        let error = parse(&format!("{SMALL}on_crash = \"reboot\"\n")).unwrap_err();
+        assert!(error.contains("line 4") && error.contains("preserve"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_the_reason() {
+        for (from, to, words) in [
+            ("web1", "7", "number"),
+            ("web1", "a/b", "letters"),
+            ("web1", "", "letters"),
+            ("web1", "dom0", "control domain"),
+            ("256", "0", "MiB"),
+            ("256", "262145", "MiB"),
+            ("memory", "vcpus = 33\nmemory", "32"),
+            ("memory", "cmdline = \"a\\nb\"\nmemory", "one line"),
+        ] {
+            let error = parse(&SMALL.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(words), "{words} in {error}");
+        }
+    }
+
+    #[test]
+    fn a_description_survives_being_written_down() {
+        let config =
+            parse(&format!("{SMALL}initrd = \"i\"\nuuid = \"6ba7b810-9dad-11d1-80b4-00c04fd430c8\"\n")).unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<GuestConfig>(&json).unwrap(), config);
+    }
+}
