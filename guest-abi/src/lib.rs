@@ -20,6 +20,7 @@ pub mod grant_table;
 pub mod hvm;
 pub mod hypercall;
 pub mod ids;
+pub mod io;
 pub mod isthmus;
 pub mod memory;
 pub mod num;

@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use guest_abi::io::xs_wire;
 use guest_abi::{
     Errno, console, console_io, cpuid, domctl, event_channel, grant_table, hvm, hypercall, memory, physdev, platform,
     pvh, sched, shared_info, sysctl, vcpu, version,
@@ -104,8 +105,10 @@ const INCLUDES: &[&str] = &[
     "physdev.h",
     "platform.h",
     "io/console.h",
+    "io/xs_wire.h",
     "domctl.h",
     "sysctl.h",
+    "io/xs_wire.h",
 ];
 
 fn struct_rows(rows: &mut Vec<Row>) {
@@ -211,6 +214,7 @@ fn struct_rows(rows: &mut Vec<Row>) {
         vcpu::SetSingleshotTimer "struct vcpu_set_singleshot_timer": timeout_abs_ns, flags;
         vcpu::RegisterVcpuInfo "struct vcpu_register_vcpu_info": mfn, offset, rsvd;
         version::FeatureInfo "struct xen_feature_info": submap_idx, submap;
+        xs_wire::Head "struct xsd_sockmsg": kind = "type", req_id, tx_id, len;
     }
 }
 
@@ -484,17 +488,50 @@ fn const_rows(rows: &mut Vec<Row>) {
             XENFEAT_LINUX_RSDP_UNRESTRICTED "XENFEAT_linux_rsdp_unrestricted",
             XENFEAT_NOT_DIRECT_MAPPED "XENFEAT_not_direct_mapped", XENFEAT_DIRECT_MAPPED "XENFEAT_direct_mapped",
             XENFEAT_NR_SUBMAPS "XENFEAT_NR_SUBMAPS";
+        xs_wire:
+            XS_CONTROL "XS_CONTROL", XS_DIRECTORY "XS_DIRECTORY", XS_READ "XS_READ", XS_GET_PERMS "XS_GET_PERMS",
+            XS_WATCH "XS_WATCH", XS_UNWATCH "XS_UNWATCH", XS_TRANSACTION_START "XS_TRANSACTION_START",
+            XS_TRANSACTION_END "XS_TRANSACTION_END", XS_INTRODUCE "XS_INTRODUCE", XS_RELEASE "XS_RELEASE",
+            XS_GET_DOMAIN_PATH "XS_GET_DOMAIN_PATH", XS_WRITE "XS_WRITE", XS_MKDIR "XS_MKDIR", XS_RM "XS_RM",
+            XS_SET_PERMS "XS_SET_PERMS", XS_WATCH_EVENT "XS_WATCH_EVENT", XS_ERROR "XS_ERROR",
+            XS_IS_DOMAIN_INTRODUCED "XS_IS_DOMAIN_INTRODUCED", XS_RESUME "XS_RESUME", XS_SET_TARGET "XS_SET_TARGET",
+            XS_RESET_WATCHES "XS_RESET_WATCHES", XS_DIRECTORY_PART "XS_DIRECTORY_PART",
+            PAYLOAD_MAX "XENSTORE_PAYLOAD_MAX", ABS_PATH_MAX "XENSTORE_ABS_PATH_MAX",
+            REL_PATH_MAX "XENSTORE_REL_PATH_MAX", RING_SIZE "XENSTORE_RING_SIZE",
+            RING_REQ "offsetof(struct xenstore_domain_interface, req)",
+            RING_RSP "offsetof(struct xenstore_domain_interface, rsp)",
+            RING_REQ_CONS "offsetof(struct xenstore_domain_interface, req_cons)",
+            RING_REQ_PROD "offsetof(struct xenstore_domain_interface, req_prod)",
+            RING_RSP_CONS "offsetof(struct xenstore_domain_interface, rsp_cons)",
+            RING_RSP_PROD "offsetof(struct xenstore_domain_interface, rsp_prod)",
+            RING_SERVER_FEATURES "offsetof(struct xenstore_domain_interface, server_features)",
+            RING_CONNECTION "offsetof(struct xenstore_domain_interface, connection)",
+            RING_ERROR "offsetof(struct xenstore_domain_interface, error)",
+            RING_PAGE_USED "sizeof(struct xenstore_domain_interface)",
+            RING_FEATURE_RECONNECTION "XENSTORE_SERVER_FEATURE_RECONNECTION",
+            RING_FEATURE_ERROR "XENSTORE_SERVER_FEATURE_ERROR", RING_CONNECTED "XENSTORE_CONNECTED",
+            RING_RECONNECT "XENSTORE_RECONNECT", RING_ERROR_NONE "XENSTORE_ERROR_NONE",
+            RING_ERROR_COMM "XENSTORE_ERROR_COMM", RING_ERROR_RINGIDX "XENSTORE_ERROR_RINGIDX",
+            RING_ERROR_PROTO "XENSTORE_ERROR_PROTO";
     }
     errnos! { rows
         EPERM ENOENT ESRCH EIO ENXIO E2BIG EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV EINVAL ENOSPC ERANGE
         ENOSYS ENODATA ETIME EOVERFLOW EOPNOTSUPP ENOTCONN
     }
+    for (i, name) in xs_wire::ERRORS.into_iter().enumerate() {
+        rows.push(Row { ours: name, c: format!("!strcmp(xsd_errors[{i}].errstring, \"{name}\")"), value: 1 });
+    }
+    rows.push(Row {
+        ours: "number of errors",
+        c: "sizeof(xsd_errors) / sizeof(xsd_errors[0])".to_owned(),
+        value: xs_wire::ERRORS.len().bits(),
+    });
 }
 
 fn c_program(rows: &[Row]) -> String {
     // The tools' view of the headers is the one at the newest interface version.
     let mut text =
-        String::from("#define __XEN_TOOLS__ 1\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n");
+        String::from("#define __XEN_TOOLS__ 1\n#include <errno.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n");
     for include in INCLUDES {
         text += &format!("#include <xen/{include}>\n");
     }

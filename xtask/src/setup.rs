@@ -71,6 +71,8 @@ const PACKAGES: &[Package] = &[
     ),
     package("bochsbios", Purpose::Bochs, &["/usr/share/bochs/BIOS-bochs-latest"]),
     package("vgabios", Purpose::Bochs, &["/usr/share/bochs/VGABIOS-lgpl-latest"]),
+    // The public headers that the guest interface is compared with.
+    package("libxen-dev", Purpose::Checks, &["/usr/include/xen/xen.h"]),
     package("apt", Purpose::Dom0, &["apt-get"]),
     package("dpkg", Purpose::Dom0, &["dpkg-deb"]),
 ];
