@@ -4,7 +4,11 @@
 //! The counters run freely; an index is a counter modulo the ring size. Both sides write the page at any
 //! time, so it is described by offsets.
 //!
+//! Each end sends an event after it has written and after it has read.
+//!
 //! Source: `xen/include/public/io/console.h` at 4.17 (`struct xencons_interface`).
+
+use crate::ring::ByteLayout;
 
 /// Offset of the bytes to the guest.
 pub const CONSOLE_IN: usize = 0;
@@ -24,3 +28,10 @@ pub const CONSOLE_OUT_CONS: usize = 3080;
 pub const CONSOLE_OUT_PROD: usize = 3084;
 /// Bytes of the page in use.
 pub const CONSOLE_SIZE: usize = 3088;
+
+/// What is typed: the guest reads it.
+pub const CONSOLE_INPUT: ByteLayout = ByteLayout::new(CONSOLE_IN, 1024, CONSOLE_IN_CONS, CONSOLE_IN_PROD);
+/// What is shown: the guest writes it.
+pub const CONSOLE_OUTPUT: ByteLayout = ByteLayout::new(CONSOLE_OUT, 2048, CONSOLE_OUT_CONS, CONSOLE_OUT_PROD);
+const _: () =
+    assert!(CONSOLE_INPUT.size() as usize == CONSOLE_IN_SIZE && CONSOLE_OUTPUT.size() as usize == CONSOLE_OUT_SIZE);

@@ -5,9 +5,19 @@
 //! each with its size and offsets asserted at compile time. The crate holds no policy and no
 //! code that touches hardware, so the hypervisor, the control domain's tools and anybody's guest
 //! kernel use the same definitions.
+//!
+//! Who writes a guest kernel or a unikernel adds this crate; it needs neither an allocator nor an operating system.
+//! Beside structures it has the code that is hard to get right and the same for everybody: [`ring`], over which
+//! drivers and devices talk that do not trust each other, and [`io`], what they say. `examples/ram_disk.rs` is a block
+//! driver and a device, complete but for the hypercalls.
+//!
+//! `unsafe` is used in one place: [`ring::Shared::from_raw`] makes a value of memory that another domain writes.
 #![no_std]
 #![deny(missing_docs)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
 
 pub mod console;
 pub mod console_io;
@@ -27,6 +37,7 @@ pub mod num;
 pub mod physdev;
 pub mod platform;
 pub mod pvh;
+pub mod ring;
 pub mod sched;
 pub mod shared_info;
 pub mod sysctl;

@@ -11,10 +11,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use guest_abi::io::xs_wire;
+use guest_abi::io::{blkif, netif, xenbus, xs_wire};
 use guest_abi::{
     Errno, console, console_io, cpuid, domctl, event_channel, grant_table, hvm, hypercall, memory, physdev, platform,
-    pvh, sched, shared_info, sysctl, vcpu, version,
+    pvh, ring, sched, shared_info, sysctl, vcpu, version,
 };
 
 /// A C expression and the value that ours has, as 64 bits.
@@ -105,6 +105,10 @@ const INCLUDES: &[&str] = &[
     "physdev.h",
     "platform.h",
     "io/console.h",
+    "io/blkif.h",
+    "io/netif.h",
+    "io/ring.h",
+    "io/xenbus.h",
     "io/xs_wire.h",
     "domctl.h",
     "sysctl.h",
@@ -214,6 +218,20 @@ fn struct_rows(rows: &mut Vec<Row>) {
         vcpu::SetSingleshotTimer "struct vcpu_set_singleshot_timer": timeout_abs_ns, flags;
         vcpu::RegisterVcpuInfo "struct vcpu_register_vcpu_info": mfn, offset, rsvd;
         version::FeatureInfo "struct xen_feature_info": submap_idx, submap;
+        blkif::Segment "struct blkif_request_segment": gref, first_sect, last_sect;
+        blkif::RawRequest "struct blkif_request": operation, nr_segments, handle, id, sector_number, seg;
+        blkif::RawDiscard "struct blkif_request_discard": operation, flag, handle, id, sector_number, nr_sectors;
+        blkif::RawIndirect "struct blkif_request_indirect": operation, indirect_op, nr_segments, id, sector_number,
+            handle, indirect_grefs;
+        blkif::Response "struct blkif_response": id, operation, status;
+        netif::TxRequest "struct netif_tx_request": gref, offset, flags, id, size;
+        netif::TxResponse "struct netif_tx_response": id, status;
+        netif::RxRequest "struct netif_rx_request": id, pad, gref;
+        netif::RxResponse "struct netif_rx_response": id, offset, flags, status;
+        netif::RawExtra "struct netif_extra_info": kind = "type", flags, data = "u";
+        netif::CtrlRequest "struct xen_netif_ctrl_request": id, kind = "type", data;
+        netif::CtrlResponse "struct xen_netif_ctrl_response": id, kind = "type", status, data;
+        netif::StaticGrant "struct xen_netif_gref": gref = "ref", flags, status;
         xs_wire::Head "struct xsd_sockmsg": kind = "type", req_id, tx_id, len;
     }
 }
@@ -464,6 +482,51 @@ fn const_rows(rows: &mut Vec<Row>) {
             VCPU_SSHOTTMR_FUTURE "VCPU_SSHOTTMR_future", VMASST_CMD_ENABLE "VMASST_CMD_enable",
             VMASST_CMD_DISABLE "VMASST_CMD_disable",
             VMASST_TYPE_RUNSTATE_UPDATE_FLAG "VMASST_TYPE_runstate_update_flag";
+        blkif:
+            BLKIF_OP_READ "BLKIF_OP_READ", BLKIF_OP_WRITE "BLKIF_OP_WRITE",
+            BLKIF_OP_WRITE_BARRIER "BLKIF_OP_WRITE_BARRIER", BLKIF_OP_FLUSH_DISKCACHE "BLKIF_OP_FLUSH_DISKCACHE",
+            BLKIF_OP_DISCARD "BLKIF_OP_DISCARD", BLKIF_OP_INDIRECT "BLKIF_OP_INDIRECT",
+            BLKIF_MAX_SEGMENTS_PER_REQUEST "BLKIF_MAX_SEGMENTS_PER_REQUEST",
+            BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST "BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST",
+            BLKIF_DISCARD_SECURE "BLKIF_DISCARD_SECURE", BLKIF_RSP_OKAY "BLKIF_RSP_OKAY",
+            BLKIF_RSP_ERROR "BLKIF_RSP_ERROR", BLKIF_RSP_EOPNOTSUPP "BLKIF_RSP_EOPNOTSUPP", VDISK_CDROM "VDISK_CDROM",
+            VDISK_REMOVABLE "VDISK_REMOVABLE", VDISK_READONLY "VDISK_READONLY";
+        netif:
+            XEN_NETIF_MAX_TX_SIZE "XEN_NETIF_MAX_TX_SIZE", NETTXF_CSUM_BLANK "NETTXF_csum_blank",
+            NETTXF_DATA_VALIDATED "NETTXF_data_validated", NETTXF_MORE_DATA "NETTXF_more_data",
+            NETTXF_EXTRA_INFO "NETTXF_extra_info", NETRXF_DATA_VALIDATED "NETRXF_data_validated",
+            NETRXF_CSUM_BLANK "NETRXF_csum_blank", NETRXF_MORE_DATA "NETRXF_more_data",
+            NETRXF_EXTRA_INFO "NETRXF_extra_info", NETRXF_GSO_PREFIX "NETRXF_gso_prefix",
+            XEN_NETIF_EXTRA_TYPE_GSO "XEN_NETIF_EXTRA_TYPE_GSO",
+            XEN_NETIF_EXTRA_TYPE_MCAST_ADD "XEN_NETIF_EXTRA_TYPE_MCAST_ADD",
+            XEN_NETIF_EXTRA_TYPE_MCAST_DEL "XEN_NETIF_EXTRA_TYPE_MCAST_DEL",
+            XEN_NETIF_EXTRA_TYPE_HASH "XEN_NETIF_EXTRA_TYPE_HASH",
+            XEN_NETIF_EXTRA_FLAG_MORE "XEN_NETIF_EXTRA_FLAG_MORE",
+            XEN_NETIF_GSO_TYPE_TCPV4 "XEN_NETIF_GSO_TYPE_TCPV4", XEN_NETIF_GSO_TYPE_TCPV6 "XEN_NETIF_GSO_TYPE_TCPV6",
+            NETIF_RSP_OKAY "NETIF_RSP_OKAY", NETIF_RSP_ERROR "NETIF_RSP_ERROR", NETIF_RSP_DROPPED "NETIF_RSP_DROPPED",
+            NETIF_RSP_NULL "NETIF_RSP_NULL", XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS "XEN_NETIF_CTRL_TYPE_GET_HASH_FLAGS",
+            XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS "XEN_NETIF_CTRL_TYPE_SET_HASH_FLAGS",
+            XEN_NETIF_CTRL_TYPE_SET_HASH_KEY "XEN_NETIF_CTRL_TYPE_SET_HASH_KEY",
+            XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE "XEN_NETIF_CTRL_TYPE_GET_HASH_MAPPING_SIZE",
+            XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE "XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING_SIZE",
+            XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING "XEN_NETIF_CTRL_TYPE_SET_HASH_MAPPING",
+            XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM "XEN_NETIF_CTRL_TYPE_SET_HASH_ALGORITHM",
+            XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE "XEN_NETIF_CTRL_TYPE_GET_GREF_MAPPING_SIZE",
+            XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING "XEN_NETIF_CTRL_TYPE_ADD_GREF_MAPPING",
+            XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING "XEN_NETIF_CTRL_TYPE_DEL_GREF_MAPPING",
+            XEN_NETIF_CTRL_STATUS_SUCCESS "XEN_NETIF_CTRL_STATUS_SUCCESS",
+            XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED "XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED",
+            XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER "XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER",
+            XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW "XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW",
+            XEN_NETIF_CTRL_HASH_ALGORITHM_NONE "XEN_NETIF_CTRL_HASH_ALGORITHM_NONE",
+            XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ "XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ",
+            XEN_NETIF_CTRL_HASH_TYPE_IPV4 "XEN_NETIF_CTRL_HASH_TYPE_IPV4",
+            XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP "XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP",
+            XEN_NETIF_CTRL_HASH_TYPE_IPV6 "XEN_NETIF_CTRL_HASH_TYPE_IPV6",
+            XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP "XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP",
+            XEN_NETIF_CTRLF_GREF_READONLY "XEN_NETIF_CTRLF_GREF_readonly";
+        ring:
+            HEADER "offsetof(struct blkif_sring, ring)";
         version:
             XENVER_VERSION "XENVER_version", XENVER_EXTRAVERSION "XENVER_extraversion",
             XENVER_COMPILE_INFO "XENVER_compile_info", XENVER_CAPABILITIES "XENVER_capabilities",
@@ -521,6 +584,37 @@ fn const_rows(rows: &mut Vec<Row>) {
     for (i, name) in xs_wire::ERRORS.into_iter().enumerate() {
         rows.push(Row { ours: name, c: format!("!strcmp(xsd_errors[{i}].errstring, \"{name}\")"), value: 1 });
     }
+    for (ours, word) in [
+        ("req_prod", ring::REQ_PROD),
+        ("req_event", ring::REQ_EVENT),
+        ("rsp_prod", ring::RSP_PROD),
+        ("rsp_event", ring::RSP_EVENT),
+    ] {
+        rows.push(Row { ours, c: format!("offsetof(struct netif_tx_sring, {ours})"), value: (4 * word).bits() });
+    }
+    for (ours, bytes, entry) in
+        [("blkif", 112, 32), ("netif_tx", 12, 256), ("netif_rx", 8, 256), ("xen_netif_ctrl", 16, 128)]
+    {
+        rows.push(Row { ours, c: format!("sizeof(union {ours}_sring_entry)"), value: bytes });
+        let slots = ring::entries_in(guest_abi::PAGE_SIZE, guest_abi::num::to_usize(bytes)).expect("there is room");
+        assert_eq!(slots, entry, "{ours}");
+        rows.push(Row { ours, c: format!("__RING_SIZE((struct {ours}_sring *)0, 4096)"), value: slots.bits() });
+    }
+    use xenbus::State;
+    for (state, c) in [
+        (State::Unknown, "XenbusStateUnknown"),
+        (State::Initialising, "XenbusStateInitialising"),
+        (State::InitWait, "XenbusStateInitWait"),
+        (State::Initialised, "XenbusStateInitialised"),
+        (State::Connected, "XenbusStateConnected"),
+        (State::Closing, "XenbusStateClosing"),
+        (State::Closed, "XenbusStateClosed"),
+        (State::Reconfiguring, "XenbusStateReconfiguring"),
+        (State::Reconfigured, "XenbusStateReconfigured"),
+    ] {
+        assert_eq!(State::parse(state.as_str().as_bytes()), Some(state));
+        rows.push(Row { ours: "State", c: c.to_owned(), value: (state as u8).bits() });
+    }
     rows.push(Row {
         ours: "number of errors",
         c: "sizeof(xsd_errors) / sizeof(xsd_errors[0])".to_owned(),
@@ -530,8 +624,9 @@ fn const_rows(rows: &mut Vec<Row>) {
 
 fn c_program(rows: &[Row]) -> String {
     // The tools' view of the headers is the one at the newest interface version.
-    let mut text =
-        String::from("#define __XEN_TOOLS__ 1\n#include <errno.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n");
+    let mut text = String::from(
+        "#define __XEN_TOOLS__ 1\n#include <errno.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n",
+    );
     for include in INCLUDES {
         text += &format!("#include <xen/{include}>\n");
     }

@@ -11,6 +11,8 @@
 //! Source: `xen/include/public/io/xs_wire.h` at 4.17; the types above [`XS_DIRECTORY_PART`] and
 //! [`RING_EVTCHN_PORT`] are of later versions.
 
+use crate::ring::ByteLayout;
+
 crate::wire_struct! {
     /// What stands before each payload (`struct xsd_sockmsg`).
     pub struct Head: 16 {
@@ -119,6 +121,11 @@ pub const RING_REQ_PROD: usize = 2052;
 pub const RING_RSP_CONS: usize = 2056;
 /// Offset of the producer counter of answers; the daemon writes it.
 pub const RING_RSP_PROD: usize = 2060;
+/// Requests, as a ring: the client writes it.
+pub const REQUESTS: ByteLayout = ByteLayout::new(RING_REQ, 1024, RING_REQ_CONS, RING_REQ_PROD);
+/// Answers and events, as a ring: the daemon writes it.
+pub const RESPONSES: ByteLayout = ByteLayout::new(RING_RSP, 1024, RING_RSP_CONS, RING_RSP_PROD);
+const _: () = assert!(REQUESTS.size() as usize == RING_SIZE && RESPONSES.size() as usize == RING_SIZE);
 /// Offset of a word with `RING_FEATURE_*`; the daemon writes it.
 pub const RING_SERVER_FEATURES: usize = 2064;
 /// Offset of the connection's state, `RING_CONNECTED` or `RING_RECONNECT`.
