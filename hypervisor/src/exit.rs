@@ -109,6 +109,9 @@ pub struct P2mFault {
     pub is_walk: bool,
 }
 
+    /// The access came from the CPU's delivery of an event (descriptor tables, the handler's stack), so
+    /// the instruction at RIP has nothing to do with it.
+    pub is_delivery: bool,
 /// A control register whose writes can exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlRegister {

@@ -78,6 +78,10 @@ pub const CHECKS: &[Check] = &[
     on_model("guest/cpuid-msr-on-broadwell", &[guest("cpuid_msr")], BROADWELL),
     on_model("guest/fpu-isolation-on-broadwell", FPU_ISOLATION, BROADWELL),
     on_model("guest/second-vcpu-on-broadwell", &[Guest { program: "smp", words: "vcpus=2" }], BROADWELL),
+    Check {
+        says: &["crashed: EventDeliveryOutsideRam"],
+        ..Check::end("guest/delivery-outside-ram", &[guest("delivery_outside_ram")], CRASH)
+    },
     Check::end("guest/tables-outside-ram", &[guest("tables_outside_ram")], CRASH),
     Check::end("guest/halt-off", &[guest("halt_off")], POWEROFF),
     Check::end("guest/triple-fault", &[guest("triple_fault")], CRASH),

@@ -65,6 +65,8 @@ pub enum CrashReason {
     UnexpectedExit(u64),
     /// Page tables outside its memory.
     PageTablesOutsideRam(u64),
+    /// Descriptor tables or the stack of a handler outside its memory.
+    EventDeliveryOutsideRam(u64),
 }
 
 /// A domain.

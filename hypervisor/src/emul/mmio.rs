@@ -4,7 +4,8 @@
 //! dom0's I/O APICs are emulated here. Where nothing is mapped, reads give all ones and writes
 //! vanish, as on a bus where nothing answers; a fetch from there is an invalid opcode. What cannot
 //! be decoded raises #GP. A guest whose page tables lie outside its memory has no way to be
-//! told, and crashes.
+//! told, and crashes; so does one whose descriptor tables or handlers' stacks do, since the instruction
+//! at RIP is not what made the access, and the event cannot be delivered.
 
 use guest_abi::Gpa;
 use guest_abi::num::low_u32;
@@ -20,6 +21,9 @@ use crate::vcpu::exits::{Outcome, code_size, fetch, general_protection, invalid_
 pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, fault: P2mFault) -> Outcome {
     if fault.is_walk {
         return domain.crash(CrashReason::PageTablesOutsideRam(fault.gpa.raw()), state);
+    }
+    if fault.is_delivery {
+        return domain.crash(CrashReason::EventDeliveryOutsideRam(fault.gpa.raw()), state);
     }
     if fault.is_fetch {
         invalid_opcode(state);

@@ -637,7 +637,13 @@ fn random_exit() -> impl Strategy<Value = Exit> {
             Exit::Io(IoAccess { port, size: [1, 2, 4][size], is_in, is_string, is_repeated })
         });
     let fault = (any::<u64>(), any::<[bool; 2]>()).prop_map(|(gpa, [is_write, is_fetch])| {
-        Exit::P2mFault(P2mFault { gpa: guest_abi::Gpa::new(gpa), is_write, is_fetch, is_walk: false })
+        Exit::P2mFault(P2mFault {
+            gpa: guest_abi::Gpa::new(gpa),
+            is_write,
+            is_fetch,
+            is_walk: false,
+            is_delivery: false,
+        })
     });
     prop_oneof![
         Just(Exit::Cpuid),

@@ -126,6 +126,12 @@ pub const fn nmi_unblocked_by_iret(info: u32) -> bool {
     info & VALID != 0 && info & NMI_UNBLOCKED_BY_IRET != 0 && info & 0xff != 8
 }
 
+/// Whether the IDT-vectoring information says that an event was being delivered.
+#[must_use]
+pub const fn is_vectoring(info: u32) -> bool {
+    info & VALID != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

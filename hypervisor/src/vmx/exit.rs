@@ -14,7 +14,7 @@ use guest_abi::Gpa;
 use guest_abi::num::{low_u8, low_u16, low_u32};
 
 use super::control_regs::{CR0_MASK, EFER_LMA, guest_view};
-use super::event::{Event, EventKind};
+use super::event::{Event, EventKind, is_vectoring};
 use super::fields::Field;
 use crate::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
 use crate::vcpu::regs::GuestRegs;
@@ -299,6 +299,7 @@ fn ept_violation(read: &impl Fn(Field) -> u64) -> Exit {
         is_write: qualification & 1 << 1 != 0,
         is_fetch: qualification & 1 << 2 != 0,
         is_walk: has_linear && !is_final,
+        is_delivery: is_vectoring(low_u32(read(Field::IDT_VECTORING_INFO))),
     })
 }
 
@@ -449,6 +450,16 @@ mod tests {
         assert!(fault(0x081).is_walk);
         assert!(fault(0x184).is_fetch);
         assert!(!fault(0x001).is_walk, "no linear address: not a walk of the guest's tables");
+        assert!(!write.is_delivery);
+    }
+
+    #[test]
+    fn a_p2m_fault_during_the_delivery_of_an_event_is_the_deliverys() {
+        for (info, is_delivery) in [(0, false), (0x8000_0b0e, true), (0x0000_0b0e, false)] {
+            let fields = [(Field::EXIT_QUALIFICATION, 0x182), (Field::IDT_VECTORING_INFO, info)];
+            let Exit::P2mFault(fault) = report(48, &fields) else { panic!("{info:#x}") };
+            assert_eq!(fault.is_delivery, is_delivery, "{info:#x}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::testing::{Guest, Host};
 const NOWHERE: Gpa = Gpa::new(0xd000_0000);
 
 fn fault(is_write: bool) -> P2mFault {
-    P2mFault { gpa: NOWHERE, is_write, is_fetch: false, is_walk: false }
+    P2mFault { gpa: NOWHERE, is_write, is_fetch: false, is_walk: false, is_delivery: false }
 }
 
 fn access(guest: &Guest, code: &[u8], fault: P2mFault) -> Option<Injection> {
@@ -77,6 +77,18 @@ fn code_in_a_hole_is_an_invalid_opcode() {
     let fetch = P2mFault { is_fetch: true, ..fault(false) };
     assert_eq!(access(&guest, &[0x90], fetch), Some(Injection::Exception { vector: 6, error_code: None }));
     assert_eq!(guest.moved(), 0);
+}
+
+#[test]
+fn a_stack_in_a_hole_ends_the_domain_and_nothing_at_rip_is_carried_out() {
+    let (_, guest) = Host::with_guest();
+    guest.set_regs(|regs| regs.rax = 7);
+    // MOV EAX, [RDI], which would be completed if it were what the access came from.
+    guest.code(&[0x8b, 0x07]);
+    let delivery = P2mFault { is_delivery: true, ..fault(true) };
+    assert_eq!(guest.exit(Exit::P2mFault(delivery)), Outcome::Leave);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Crash));
+    assert_eq!((guest.moved(), guest.regs().rax), (0, 7));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use guest_abi::Gpa;
 use guest_abi::num::{low_u8, low_u16, low_u32};
 use hypervisor::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
 
+use super::EVENT_VALID;
 use super::vmcb::Vmcb;
 
 const CR0_WRITE: u64 = 0x10;
@@ -50,6 +51,7 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
             gpa: Gpa::new(vmcb.exit_info_2),
             is_write: info & 1 << 1 != 0,
             is_fetch: info & 1 << 4 != 0,
+            is_delivery: vmcb.exit_int_info & EVENT_VALID != 0,
             is_walk: info & 1 << 33 != 0,
         }),
         // The value is in a register that only decoding the instruction tells.
