@@ -10,6 +10,10 @@ use crate::exit::Exit;
 use crate::facts::HeapUsage;
 use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 
+/// The length of VMCALL and of VMMCALL. The ABI is the bare instruction: a guest that puts prefixes in
+/// front of it returns into its middle, which harms that guest alone.
+pub const HYPERCALL_LENGTH: u64 = 3;
+
 /// One vCPU's hardware state.
 ///
 /// The registers in [`GuestRegs`] are the caller's; RIP, RSP, RFLAGS, segments and control
@@ -43,12 +47,9 @@ pub trait VcpuHw: Send {
         self.set_rip(next_rip);
         self.clear_interrupt_shadow();
     }
-    /// The same behind VMCALL or VMMCALL, which both have three bytes. The ABI is the bare
-    /// instruction: a guest that puts prefixes in front of it returns into its middle, which harms
-    /// that guest alone.
+    /// The same behind VMCALL or VMMCALL.
     fn finish_hypercall(&mut self) {
-        const INSTRUCTION_LENGTH: u64 = 3;
-        self.finish_instruction(self.rip().wrapping_add(INSTRUCTION_LENGTH));
+        self.finish_instruction(self.rip().wrapping_add(HYPERCALL_LENGTH));
     }
     /// RFLAGS.
     fn rflags(&self) -> u64;
@@ -56,6 +57,10 @@ pub trait VcpuHw: Send {
     fn cpl(&self) -> u8;
     /// A segment register; CS tells the width of code.
     fn segment(&self, which: SegmentName) -> Segment;
+    /// Whether CS says 64-bit code, as far as long mode is on.
+    fn has_long_cs(&self) -> bool {
+        self.segment(SegmentName::Cs).is_long()
+    }
     /// What a walk of the guest's page tables depends on.
     fn paging(&self) -> Paging;
 

@@ -24,7 +24,7 @@ const _: () = assert!(REASON_NAMES.len() == NR_REASONS);
 #[must_use]
 pub const fn reason(exit: &Exit) -> usize {
     match exit {
-        Exit::Hypercall | Exit::UserHypercall => 0,
+        Exit::Hypercall | Exit::NarrowHypercall | Exit::UserHypercall => 0,
         Exit::Cpuid => 1,
         Exit::Rdmsr => 2,
         Exit::Wrmsr => 3,
@@ -89,10 +89,7 @@ impl Counters {
     /// Counts a hypercall by its number.
     #[inline]
     pub fn count_hypercall(&self, number: u32) {
-        match self.hypercalls.get(number as usize) {
-            Some(counter) => counter.add(1),
-            None => self.hypercalls[NR_HYPERCALLS - 1].add(1),
-        }
+        self.hypercalls[(number as usize).min(NR_HYPERCALLS - 1)].add(1);
     }
 
     /// Exits of all reasons, and the ticks spent on them.

@@ -11,8 +11,10 @@ use guest_abi::Gpa;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// VMCALL or VMMCALL at privilege level 0. Number and arguments are in the registers.
+    /// VMCALL or VMMCALL in 64-bit code at privilege level 0. Number and arguments are in the registers.
     Hypercall,
+    /// The same at privilege level 0 in code that is not 64-bit, whose registers mean something else.
+    NarrowHypercall,
     /// The same at another privilege level.
     UserHypercall,
     /// CPUID.
@@ -107,11 +109,11 @@ pub struct P2mFault {
     pub is_fetch: bool,
     /// The access came from the CPU's walk of the guest's own page tables.
     pub is_walk: bool,
-}
-
     /// The access came from the CPU's delivery of an event (descriptor tables, the handler's stack), so
     /// the instruction at RIP has nothing to do with it.
     pub is_delivery: bool,
+}
+
 /// A control register whose writes can exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlRegister {

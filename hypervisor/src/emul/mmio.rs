@@ -15,7 +15,7 @@ use crate::emul::decode::{MAX_LENGTH, MmioOp};
 use crate::exit::P2mFault;
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::VcpuState;
-use crate::vcpu::exits::{Outcome, code_size, fetch, general_protection, invalid_opcode};
+use crate::vcpu::exits::{Outcome, fetch, general_protection, invalid_opcode};
 
 /// Handles an access to guest-physical memory that is not there, or not writable.
 pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, fault: P2mFault) -> Outcome {
@@ -30,7 +30,8 @@ pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, fault: P2
         return Outcome::Resume;
     }
     let mut bytes = [0; MAX_LENGTH];
-    let Ok(op) = MmioOp::decode(fetch(domain, state, &mut bytes), code_size(state)) else {
+    let (bytes, size) = fetch(domain, state, &mut bytes);
+    let Ok(op) = MmioOp::decode(bytes, size) else {
         log::debug!("{}: cannot decode the access to {:?}", domain.id, fault.gpa);
         general_protection(state);
         return Outcome::Resume;

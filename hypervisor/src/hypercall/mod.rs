@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hypercalls: from registers to an answer.
 //!
-//! [`handle`] is the only door ([`refuse`] answers user mode). It counts and hands a [`Call`] to one function
+//! [`handle`] is the only door ([`refuse`] answers what does not come from a 64-bit kernel). It counts and hands a [`Call`] to one function
 //! a hypercall number; each copies its argument in once ([`Call::read`]), parses it into types, checks
 //! everything, and then acts. The result of the instruction is a [`Reply`].
 //!
@@ -88,10 +88,11 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
     outcome
 }
 
-/// Hypercalls are for kernels.
+/// Hypercalls are for kernels, and for 64-bit code: the interface for 32-bit code has its arguments in
+/// other registers and its structures laid out in another way, and is not offered.
 #[cold]
-pub fn refuse(state: &mut VcpuState) {
-    state.regs.rax = Errno::EPERM.to_rax();
+pub fn refuse(state: &mut VcpuState, error: Errno) {
+    state.regs.rax = error.to_rax();
     state.hw.finish_hypercall();
 }
 

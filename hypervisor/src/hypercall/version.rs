@@ -17,10 +17,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::XENVER_VERSION => Ok(Reply::Value(u64::from(abi::XEN_MAJOR << 16 | abi::XEN_MINOR))),
         abi::XENVER_EXTRAVERSION => text::<{ abi::EXTRAVERSION_LEN }>(call, concat!("-isthmus", "-0.1")),
         abi::XENVER_COMPILE_INFO => text::<{ abi::COMPILE_INFO_LEN }>(call, "rustc"),
-        abi::XENVER_CAPABILITIES => text::<{ abi::CAPABILITIES_INFO_LEN }>(
-            call,
-            "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ",
-        ),
+        abi::XENVER_CAPABILITIES => text::<{ abi::CAPABILITIES_INFO_LEN }>(call, "hvm-3.0-x86_64 "),
         abi::XENVER_CHANGESET => text::<{ abi::CHANGESET_INFO_LEN }>(call, env!("CARGO_PKG_VERSION")),
         abi::XENVER_PLATFORM_PARAMETERS => write(call, &0_u64),
         abi::XENVER_GET_FEATURES => get_features(call),

@@ -4,6 +4,8 @@
 //! A handler either completes the instruction (RIP moves on), or injects what the CPU would have
 //! raised (RIP stays). A guest that does what no handler knows crashes itself, never the host.
 
+use guest_abi::Errno;
+
 use super::{Vcpu, VcpuState};
 use crate::backend::Injection;
 use crate::domain::{CrashReason, Domain};
@@ -28,11 +30,21 @@ const VECTOR_UD: u8 = 6;
 const VECTOR_GP: u8 = 13;
 const VECTOR_MC: u8 = 18;
 
-/// Handles one exit.
+/// Handles one exit. Hypercalls are what a busy guest does most, and do not pay for the frame of the rest.
+#[inline]
 pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, exit: Exit) -> Outcome {
     match exit {
-        Exit::Hypercall => return hypercall::handle(hv, domain, vcpu, state),
-        Exit::UserHypercall => hypercall::refuse(state),
+        Exit::Hypercall => hypercall::handle(hv, domain, vcpu, state),
+        exit => handle_other(hv, domain, vcpu, state, exit),
+    }
+}
+
+#[inline(never)]
+fn handle_other(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, exit: Exit) -> Outcome {
+    match exit {
+        Exit::Hypercall => debug_assert!(false, "`handle` has made it"),
+        Exit::NarrowHypercall => hypercall::refuse(state, Errno::ENOSYS),
+        Exit::UserHypercall => hypercall::refuse(state, Errno::EPERM),
         Exit::Cpuid => cpuid(domain, vcpu, state),
         Exit::Rdmsr => rdmsr(hv, domain, vcpu, state),
         Exit::Wrmsr => return wrmsr(hv, domain, vcpu, state),
@@ -93,7 +105,8 @@ fn inject_fault(state: &mut VcpuState, fault: Fault) {
 /// WBINVD and INVD complete without effect: no domain can make the hypervisor lose what is cached.
 fn skip_cache_flush(domain: &Domain, state: &mut VcpuState) {
     let mut bytes = [0; decode::MAX_LENGTH];
-    let is_invd = decode::simple_length(fetch(domain, state, &mut bytes), Simple::Invd, code_size(state)).is_ok();
+    let (bytes, size) = fetch(domain, state, &mut bytes);
+    let is_invd = decode::simple_length(bytes, Simple::Invd, size).is_ok();
     skip(domain, state, if is_invd { Simple::Invd } else { Simple::Wbinvd });
 }
 
@@ -103,8 +116,8 @@ fn skip_cache_flush(domain: &Domain, state: &mut VcpuState) {
 pub(crate) fn skip(domain: &Domain, state: &mut VcpuState, kind: Simple) -> bool {
     let next = state.hw.next_rip().or_else(|| {
         let mut bytes = [0; decode::MAX_LENGTH];
-        let bytes = fetch(domain, state, &mut bytes);
-        let length = decode::simple_length(bytes, kind, code_size(state)).ok()?;
+        let (bytes, size) = fetch(domain, state, &mut bytes);
+        let length = decode::simple_length(bytes, kind, size).ok()?;
         Some(state.hw.rip().wrapping_add(u64::from(length)))
     });
     match next {
@@ -119,19 +132,26 @@ pub(crate) fn skip(domain: &Domain, state: &mut VcpuState, kind: Simple) -> bool
     }
 }
 
-/// The bytes at RIP that can be read.
-pub(crate) fn fetch<'a>(domain: &Domain, state: &mut VcpuState, buffer: &'a mut [u8; decode::MAX_LENGTH]) -> &'a [u8] {
+/// The bytes at RIP that can be read, and the width of that code.
+pub(crate) fn fetch<'a>(
+    domain: &Domain,
+    state: &mut VcpuState,
+    buffer: &'a mut [u8; decode::MAX_LENGTH],
+) -> (&'a [u8], decode::CodeSize) {
     let cs = state.hw.segment(crate::backend::SegmentName::Cs);
     let base = if cs.is_long() { 0 } else { cs.base };
     let linear = crate::addr::Gva::new(base.wrapping_add(state.hw.rip()));
     let len = state.renew_space(domain.tlb.generation()).read_instruction(linear, buffer);
-    &buffer[..len]
+    (&buffer[..len], decode::CodeSize::of(&cs, is_long_mode(state)))
 }
 
 /// The width of the code that runs.
 pub(crate) fn code_size(state: &VcpuState) -> decode::CodeSize {
-    let is_long_mode = state.hw.efer() & crate::policy::control::efer::LMA != 0;
-    decode::CodeSize::of(&state.hw.segment(crate::backend::SegmentName::Cs), is_long_mode)
+    decode::CodeSize::of(&state.hw.segment(crate::backend::SegmentName::Cs), is_long_mode(state))
+}
+
+fn is_long_mode(state: &VcpuState) -> bool {
+    state.hw.efer() & crate::policy::control::efer::LMA != 0
 }
 
 fn cpuid(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
@@ -225,7 +245,7 @@ fn control_state(state: &VcpuState) -> ControlState {
         cr3: paging.cr3,
         cr4: paging.cr4,
         efer: paging.efer,
-        is_long_code: state.hw.segment(crate::backend::SegmentName::Cs).is_long(),
+        is_long_code: state.hw.has_long_cs(),
     }
 }
 
@@ -288,7 +308,8 @@ fn control_operand(domain: &Domain, state: &mut VcpuState, value: Option<u64>) -
 
 fn decode_control_move(domain: &Domain, state: &mut VcpuState) -> Option<(decode::ControlMove, u64)> {
     let mut bytes = [0; decode::MAX_LENGTH];
-    let op = decode::ControlMove::decode(fetch(domain, state, &mut bytes), code_size(state)).ok()?;
+    let (bytes, size) = fetch(domain, state, &mut bytes);
+    let op = decode::ControlMove::decode(bytes, size).ok()?;
     Some((op, state.hw.rip().wrapping_add(u64::from(op.length))))
 }
 

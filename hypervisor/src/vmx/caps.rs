@@ -396,8 +396,10 @@ impl Capabilities {
     pub fn timer_value(&self, now: u64, deadline: u64) -> Option<u32> {
         let shift = u32::from(self.timer_shift?);
         let left = deadline.saturating_sub(now);
-        let ticks = (left >> shift).saturating_add(u64::from(left & ((1 << shift) - 1) != 0));
-        Some(u32::try_from(ticks).unwrap_or(u32::MAX))
+        if left >= u64::from(u32::MAX) << shift {
+            return Some(u32::MAX);
+        }
+        Some(low_u32((left + ((1 << shift) - 1)) >> shift))
     }
 }
 

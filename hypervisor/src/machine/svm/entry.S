@@ -1,9 +1,10 @@
 // One run of an SVM guest.
-//   unsafe extern "C" fn svm_run(guest_vmcb: u64, regs: *mut GuestRegs, host_vmcb: u64)
 //
-// needs: RDI, RDX physical addresses of control blocks, RSI the registers in GuestRegs order
-//        (RAX travels in the control block), interrupts off, GIF set.
-// clobbers: everything the System V ABI lets a callee clobber.
+// needs: RAX, RDX physical addresses of control blocks, guest and host; RSI the registers in
+//        GuestRegs order (RAX travels in the control block), interrupts off, GIF set.
+// returns: RSI as it was.
+// clobbers: the flags and every other general-purpose register but RBX, RBP and RSP. This is not the C ABI;
+//        the Rust side (`enter`) lists the same registers.
 //
 // GIF is clear from before the guest's state is loaded until the host's is back; RFLAGS.IF is
 // set meanwhile, because with virtual interrupt masking the host's IF decides whether a
@@ -17,13 +18,8 @@
 svm_run:
     push rbp
     push rbx
-    push r12
-    push r13
-    push r14
-    push r15
     push rdx
     push rsi
-    mov rax, rdi
     clgi
     sti
     vmload rax
@@ -58,14 +54,11 @@ svm_run:
     mov [rax + {r13}], r13
     mov [rax + {r14}], r14
     mov [rax + {r15}], r15
+    mov rsi, rax
     pop rax
     vmload rax
     cli
     stgi
-    pop r15
-    pop r14
-    pop r13
-    pop r12
     pop rbx
     pop rbp
     ret

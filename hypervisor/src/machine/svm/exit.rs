@@ -25,8 +25,8 @@ pub(super) const IO: u64 = 0x7b;
 /// Decodes the exit that the control block describes.
 pub(super) fn decode(vmcb: &Vmcb) -> Exit {
     // What a busy guest does most comes first.
-    if vmcb.exit_code == VMMCALL && vmcb.cpl == 0 {
-        return Exit::Hypercall;
+    if vmcb.exit_code == VMMCALL {
+        return hypercall_of(vmcb);
     }
     let info = vmcb.exit_info_1;
     match vmcb.exit_code {
@@ -44,15 +44,14 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         0x7c if info & 1 == 0 => Exit::Rdmsr,
         0x7c => Exit::Wrmsr,
         0x7f => Exit::TripleFault,
-        VMMCALL => Exit::UserHypercall,
         0x7a | 0x80 | 0x82..=0x86 | 0x8a | 0x8b | 0x8c | 0x8e => Exit::Forbidden(Fault::InvalidOpcode),
         0x8d => Exit::Xsetbv,
         0x400 => Exit::P2mFault(P2mFault {
             gpa: Gpa::new(vmcb.exit_info_2),
             is_write: info & 1 << 1 != 0,
             is_fetch: info & 1 << 4 != 0,
-            is_delivery: vmcb.exit_int_info & EVENT_VALID != 0,
             is_walk: info & 1 << 33 != 0,
+            is_delivery: vmcb.exit_int_info & EVENT_VALID != 0,
         }),
         // The value is in a register that only decoding the instruction tells.
         CR0_WRITE => Exit::ControlWrite { register: ControlRegister::Cr0, value: None },
@@ -67,6 +66,18 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         // The code is all ones, of which some implementations store the low half.
         INVALID | INVALID_LOW => Exit::EntryFailed { raw: INVALID },
         raw => Exit::Unexpected { raw },
+    }
+}
+
+/// Whose hypercall it is.
+#[inline]
+fn hypercall_of(vmcb: &Vmcb) -> Exit {
+    if vmcb.cpl != 0 {
+        Exit::UserHypercall
+    } else if vmcb.cs.is_long() {
+        Exit::Hypercall
+    } else {
+        Exit::NarrowHypercall
     }
 }
 

@@ -15,7 +15,7 @@ mod exit;
 mod vmcb;
 
 use alloc::boxed::Box;
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -52,7 +52,8 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn svm_run(guest_vmcb: u64, regs: *mut GuestRegs, host_vmcb: u64);
+    /// Not of the C ABI: [`enter`] calls it.
+    fn svm_run();
 }
 
 const MSR_VM_CR: u32 = 0xc001_0114;
@@ -199,6 +200,8 @@ pub(crate) struct SvmVcpu {
     shared: &'static Shared,
     /// Where it was last scheduled in.
     pcpu: Option<&'static Pcpu>,
+    /// [`Pcpu::host_vmcb`], at hand.
+    host_vmcb: Hpa,
     serial: VcpuSerial,
     lazy: LazyState,
     tsc_aux: u64,
@@ -233,6 +236,7 @@ impl SvmVcpu {
             vmcb_hpa,
             shared,
             pcpu: None,
+            host_vmcb: Hpa::new(0),
             serial: VcpuSerial(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed)),
             lazy: LazyState::new()?,
             tsc_aux: 0,
@@ -294,17 +298,44 @@ impl SvmVcpu {
     }
 }
 
+/// One run, until the exit. Gives `regs` back, which so needs no place on the stack meanwhile.
+///
+/// The stub keeps nothing but RBX and RBP: the compiler saves what it holds in the others, which
+/// is less than a C function has to.
+///
+/// # Safety
+/// Both addresses are those of control blocks that are set up; the guest's nested tables map only
+/// what the p2m has checked, and the host's block holds this pCPU's state.
+#[inline]
+unsafe fn enter(guest_vmcb: Hpa, regs: &mut GuestRegs, host_vmcb: Hpa) -> &mut GuestRegs {
+    let same_regs: *mut GuestRegs;
+    // SAFETY: (1) the caller vouches for the control blocks; (2) `regs` is exclusively borrowed and
+    // in the order that the stub knows; (3) the stub's contract is the list of operands below.
+    unsafe {
+        asm!(
+            "call {run}",
+            run = sym svm_run,
+            inout("rax") guest_vmcb.raw() => _,
+            inout("rsi") core::ptr::from_mut(regs) => same_regs,
+            inout("rdx") host_vmcb.raw() => _,
+            out("rcx") _, out("rdi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+    // SAFETY: the stub returns the pointer that it was given, to what is borrowed.
+    unsafe { &mut *same_regs }
+}
+
 impl VcpuHw for SvmVcpu {
     fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
-        let (Some(pcpu), true) = (self.pcpu, self.is_loaded) else { unreachable!("it is scheduled in nowhere") };
+        assert!(self.is_loaded);
         apic::set_deadline(deadline);
         self.vmcb.rax = regs.rax;
         times.entered = cpu::rdtsc();
         // SAFETY: (1) both control blocks are 4 KiB aligned, set up by `new` and `enable`, and
-        // alive; (2) `regs` is exclusively borrowed and in the order that the stub knows; (3) the
-        // nested tables map only what the p2m has checked; (4) the host state that VMLOAD brings
-        // back was saved by `enable` on this CPU, which `load` has looked up.
-        unsafe { svm_run(self.vmcb_hpa.raw(), regs, pcpu.host_vmcb.raw()) };
+        // alive; (2) the nested tables map only what the p2m has checked; (3) the host state that
+        // VMLOAD brings back was saved by `enable` on this CPU, which `load` has looked up.
+        let regs = unsafe { enter(self.vmcb_hpa, regs, self.host_vmcb) };
         times.exited = cpu::rdtsc();
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;
@@ -324,11 +355,12 @@ impl VcpuHw for SvmVcpu {
             // SAFETY: the CPU has the MSR; the hypervisor does not use it.
             unsafe { cpu::wrmsr(cpu::msr::TSC_AUX, self.tsc_aux) };
         }
-        self.is_loaded = true;
         let Some(here) = self.shared.pcpus[percpu::number()].get().map(|pcpu| &**pcpu) else { return };
         let stayed = self.pcpu.is_some_and(|last| core::ptr::eq(last, here));
         let flush = here.tlb.lock().schedule_in(self.wanted(), stayed);
         self.pcpu = Some(here);
+        self.host_vmcb = here.host_vmcb;
+        self.is_loaded = true;
         self.flush_if(flush);
     }
 

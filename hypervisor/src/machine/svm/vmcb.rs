@@ -35,6 +35,11 @@ impl VmcbSegment {
         }
     }
 
+    /// L: the segment holds 64-bit code.
+    pub(super) const fn is_long(&self) -> bool {
+        self.attributes & 1 << 9 != 0
+    }
+
     pub(super) fn set_table(&mut self, table: TableRegister) {
         self.limit = u32::from(table.limit);
         self.base = table.base;

@@ -1,15 +1,15 @@
 // One run of a VT-x guest.
-//   unsafe extern "C" fn vmx_run(regs: *mut GuestRegs, host_rsp: *mut u64, is_launched: u64) -> u64
 //
 // needs: the vCPU's VMCS current; RDI the registers in GuestRegs order; RSI where the value of the
 //        VMCS's host RSP is remembered, so that it is written only when it changes; RDX whether
 //        the VMCS has been launched since it was cleared; interrupts off; HOST_RIP = vmx_exit.
 // returns: RAX 0 after an exit (also one that reports a failed entry), 1 if the instruction itself
 //        failed and the guest did not run.
-// clobbers: everything the System V ABI lets a callee clobber.
+// clobbers: the flags and every general-purpose register but RBX, RBP and RSP. This is not the C ABI;
+//        the Rust side (`enter`) lists the same registers.
 //
 // The exit restores RSP to what it was at the entry, so both ends see one stack: [rsp] is regs,
-// above it the callee-saved registers.
+// above it RBX and RBP.
 
     .section .text
     .balign 16
@@ -18,10 +18,6 @@
 vmx_run:
     push rbp
     push rbx
-    push r12
-    push r13
-    push r14
-    push r15
     push rdi
     cmp [rsi], rsp
     je 1f
@@ -79,11 +75,7 @@ vmx_exit:
     mov [rdi + {r15}], r15
     add rsp, 8
     xor eax, eax
-4:  pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
+4:  pop rbx
     pop rbp
     ret
     .size vmx_exit, . - vmx_exit

@@ -106,6 +106,7 @@ impl Events {
         }
     }
 
+    #[inline(never)]
     fn bring_up_to_date(&mut self, vmcs: &Active<'_>) {
         let mut windows = Proc::empty();
         if !self.pending.is_empty() {

@@ -5,13 +5,13 @@
 //! one VMWRITE (the preemption timer); all else is read when it matters or the handler asks.
 //! Controls, masks and shadows are ours alone, so they are remembered, not read.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::num::low_u32;
 use hypervisor::addr::{Mfn, Ticks};
-use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
+use hypervisor::backend::{GuestMsr, HYPERCALL_LENGTH, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::{ControlRegister, Exit};
 use hypervisor::tlb::{VcpuSerial, Wanted};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
@@ -51,7 +51,8 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn vmx_run(regs: *mut GuestRegs, host_rsp: *mut u64, is_launched: u64) -> u64;
+    /// Not of the C ABI: [`enter`] calls it.
+    fn vmx_run();
     static vmx_exit: u8;
 }
 
@@ -202,30 +203,9 @@ impl VmxVcpu {
         Wanted { vcpu: self.serial, tag: self.tag, root: self.root, generation: self.generation }
     }
 
-    /// Starts the timer that ends the run at `deadline`.
-    #[inline]
-    fn set_deadline(&mut self, deadline: Ticks) {
-        let Some(value) = self.shared.caps.timer_value(cpu::rdtsc().raw(), deadline.raw()) else {
-            return apic::set_deadline(deadline);
-        };
-        if value != self.timer {
-            self.timer = value;
-            self.vmcs.active().write_guest(Field::PREEMPTION_TIMER, u64::from(value));
-        }
-    }
-
-    /// One entry, until the exit. `false` if the instruction itself failed.
-    #[inline]
-    fn enter(&mut self, regs: &mut GuestRegs) -> bool {
-        let is_launched = u64::from(self.vmcs.is_launched());
-        // SAFETY: (1) the VMCS is current, with host state written by `load` on this pCPU; (2)
-        // `regs` is exclusively borrowed and in the order that the stub knows; (3) `host_rsp` is
-        // what the VMCS holds; (4) the EPT maps only what the p2m has checked.
-        let failed = unsafe { vmx_run(regs, &raw mut self.host_rsp, is_launched) };
-        failed == 0
-    }
-
-    /// The exits that are not [`ExitReason::plain`]. `None` if there is nothing to report.
+    /// The exits that are not [`ExitReason::plain`]. `None` if there is nothing to report. Kept out of
+    /// [`Self::run_to_exit`], which would otherwise prepare on every entry for what is seldom needed.
+    #[inline(never)]
     fn decode(&mut self, regs: &GuestRegs) -> Option<Exit> {
         if self.reason.is_entry_failure() {
             self.explain_failure();
@@ -329,6 +309,34 @@ impl VmxVcpu {
     }
 }
 
+/// One entry, until the exit. `false` if the instruction itself failed.
+///
+/// The stub keeps nothing but RBX and RBP: the compiler saves what it holds in the others, which
+/// is less than a C function has to.
+///
+/// # Safety
+/// `host_rsp` is what the current VMCS holds, whose host state is this pCPU's and whose EPT maps
+/// only what the p2m has checked.
+#[inline]
+unsafe fn enter(_: &Active<'_>, regs: &mut GuestRegs, host_rsp: &mut u64, is_launched: bool) -> bool {
+    let failed: u64;
+    // SAFETY: (1) a VMCS is current, and the caller vouches for it; (2) both references are
+    // exclusive, and the registers in the order that the stub knows; (3) the stub's contract is the
+    // list of operands below.
+    unsafe {
+        asm!(
+            "call {run}",
+            run = sym vmx_run,
+            inout("rdi") core::ptr::from_mut(regs) => _,
+            inout("rsi") core::ptr::from_mut(host_rsp) => _,
+            inout("rdx") u64::from(is_launched) => _,
+            out("rax") failed, out("rcx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+    failed == 0
+}
+
 /// The NMI that ended the run was taken by the exit and blocks others until an IRET: the host's
 /// handler notes it and returns.
 #[cold]
@@ -355,17 +363,60 @@ const fn msr_field(msr: GuestMsr) -> Option<Field> {
     }
 }
 
+/// Whose hypercall it is.
+#[inline]
+fn hypercall_of(vmcs: &Active<'_>) -> Exit {
+    // DPL of SS is the privilege level.
+    if vmcs.read(Field::GUEST_SS_RIGHTS) >> 5 & 3 != 0 {
+        Exit::UserHypercall
+    } else if !has_long_cs(vmcs) {
+        Exit::NarrowHypercall
+    } else {
+        Exit::Hypercall
+    }
+}
+
+#[inline]
+fn has_long_cs(vmcs: &Active<'_>) -> bool {
+    const LONG: u64 = 1 << 13;
+    vmcs.read(Field::GUEST_CS_RIGHTS) & LONG != 0
+}
+
+#[inline]
+fn finish_instruction(vmcs: &Active<'_>, next_rip: u64) {
+    const RFLAGS_TF: u64 = 1 << 8;
+    const PENDING_STEP: u64 = 1 << 14;
+    vmcs.write_guest(Field::GUEST_RIP, next_rip);
+    events::clear_shadow(vmcs);
+    if vmcs.read(Field::GUEST_RFLAGS) & RFLAGS_TF != 0 {
+        // The trap that the CPU would have raised behind the instruction.
+        let pending = vmcs.read(Field::GUEST_PENDING_DEBUG);
+        vmcs.write_guest(Field::GUEST_PENDING_DEBUG, pending | PENDING_STEP);
+    }
+}
+
 impl VmxVcpu {
     /// Runs the guest until an exit that is not the backend's own.
     #[inline]
-    fn run_to_exit(&mut self, regs: &mut GuestRegs, deadline: Ticks) -> Exit {
+    fn run_to_exit(&mut self, regs: &mut GuestRegs, deadline: Ticks, mut now: Ticks) -> Exit {
         loop {
-            self.set_deadline(deadline);
-            self.events.deliver(&self.vmcs.active());
-            if !self.enter(regs) {
+            let vmcs = self.vmcs.active();
+            match self.shared.caps.timer_value(now.raw(), deadline.raw()) {
+                Some(value) if value == self.timer => {}
+                Some(value) => {
+                    self.timer = value;
+                    vmcs.write_guest(Field::PREEMPTION_TIMER, u64::from(value));
+                }
+                None => apic::set_deadline(deadline),
+            }
+            self.events.deliver(&vmcs);
+            self.vmcs.settle_accesses();
+            // SAFETY: (1) `load` has written the host state on this pCPU; (2) nobody else writes host
+            // RSP; (3) the EPT pointer is the p2m's root.
+            if !unsafe { enter(&vmcs, regs, &mut self.host_rsp, self.vmcs.is_launched()) } {
                 return self.entry_refused();
             }
-            self.reason = ExitReason(low_u32(self.vmcs.active().read(Field::EXIT_REASON)));
+            self.reason = ExitReason(low_u32(vmcs.read(Field::EXIT_REASON)));
             if let Some(exit) = self.reason.plain() {
                 self.vmcs.note_launch();
                 return exit;
@@ -373,6 +424,7 @@ impl VmxVcpu {
             if let Some(exit) = self.decode(regs) {
                 return exit;
             }
+            now = cpu::rdtsc();
         }
     }
 }
@@ -380,10 +432,10 @@ impl VmxVcpu {
 impl VcpuHw for VmxVcpu {
     fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
         times.entered = cpu::rdtsc();
-        let exit = self.run_to_exit(regs, deadline);
+        let exit = self.run_to_exit(regs, deadline, times.entered);
         times.exited = cpu::rdtsc();
         match exit {
-            Exit::Hypercall if self.cpl() != 0 => Exit::UserHypercall,
+            Exit::Hypercall => self.vmcs.visit(|vmcs| hypercall_of(&vmcs)),
             exit => exit,
         }
     }
@@ -396,6 +448,7 @@ impl VcpuHw for VmxVcpu {
             self.write_host_state();
             self.pcpu = Some(here);
         }
+        self.vmcs.forgive_accesses();
         if let Some(memory) = self.shared.tlb(here as usize) {
             let flush = memory.lock().schedule_in(self.wanted(), stayed);
             tlb::drop_stale(&self.shared.caps, flush, self.root, self.tag);
@@ -431,16 +484,13 @@ impl VcpuHw for VmxVcpu {
     }
 
     fn finish_instruction(&mut self, next_rip: u64) {
-        const RFLAGS_TF: u64 = 1 << 8;
-        const PENDING_STEP: u64 = 1 << 14;
+        self.vmcs.visit(|vmcs| finish_instruction(&vmcs, next_rip));
+    }
+
+    fn finish_hypercall(&mut self) {
         self.vmcs.visit(|vmcs| {
-            vmcs.write_guest(Field::GUEST_RIP, next_rip);
-            events::clear_shadow(&vmcs);
-            if vmcs.read(Field::GUEST_RFLAGS) & RFLAGS_TF != 0 {
-                // The trap that the CPU would have raised behind the instruction.
-                let pending = vmcs.read(Field::GUEST_PENDING_DEBUG);
-                vmcs.write_guest(Field::GUEST_PENDING_DEBUG, pending | PENDING_STEP);
-            }
+            let next_rip = vmcs.read(Field::GUEST_RIP).wrapping_add(HYPERCALL_LENGTH);
+            finish_instruction(&vmcs, next_rip);
         });
     }
 
@@ -454,6 +504,10 @@ impl VcpuHw for VmxVcpu {
 
     fn segment(&self, which: SegmentName) -> Segment {
         self.vmcs.visit(|vmcs| guest_state::fetch_segment(which, |field| vmcs.read(field)))
+    }
+
+    fn has_long_cs(&self) -> bool {
+        self.vmcs.visit(|vmcs| has_long_cs(&vmcs))
     }
 
     fn paging(&self) -> Paging {
@@ -471,6 +525,7 @@ impl VcpuHw for VmxVcpu {
             // among them are the negotiated word with the guest's mode.
             guest_state::store(state, &self.shared.caps, |field, value| unsafe { vmcs.write(field, value) });
         });
+        self.vmcs.forgive_accesses();
         (self.cr0_shadow, self.cr4_shadow) = (state.cr0, state.cr4);
         self.events.reset();
         self.msrs.set_cr2(state.cr2);
@@ -479,6 +534,7 @@ impl VcpuHw for VmxVcpu {
 
     fn state(&self) -> CpuState {
         let state = self.vmcs.visit(|vmcs| guest_state::fetch(|field| vmcs.read(field)));
+        self.vmcs.forgive_accesses();
         CpuState { cr2: self.msrs.cr2(), xcr0: self.lazy.xcr0(), ..state }
     }
 

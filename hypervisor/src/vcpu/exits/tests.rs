@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What each exit does to RIP, registers and events.
 
+use guest_abi::Errno;
+
 use super::*;
 use crate::policy::control::{cr0, cr4, efer};
 use crate::testing::{Guest, Host};
@@ -221,6 +223,20 @@ fn xsetbv_is_for_ring_0_and_for_known_states() {
     guest.cpu(0).cpl = 3;
     assert_eq!(xsetbv(0, 3), (0, GP));
     assert_eq!(guest.cpu(0).state.xcr0, 7);
+}
+
+#[test]
+fn a_hypercall_of_a_user_or_of_32_bit_code_is_answered_and_not_made() {
+    let (_, guest) = Host::with_guest();
+    for (exit, error) in [(Exit::NarrowHypercall, Errno::ENOSYS), (Exit::UserHypercall, Errno::EPERM)] {
+        // What the registers would ask for if they were those of a 64-bit kernel: the version.
+        guest.load_call(guest_abi::hypercall::HYPERVISOR_XEN_VERSION, [0; 3]);
+        let start = guest.cpu(0).state.rip;
+        assert_eq!(guest.exit(exit), Outcome::Resume);
+        assert_eq!(guest.cpu(0).state.rip, start + 3);
+        assert_eq!(guest.regs().rax, error.to_rax());
+    }
+    assert_eq!(guest.call(guest_abi::hypercall::HYPERVISOR_XEN_VERSION, [0; 3]), 4 << 16 | 17);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Proves that a guest can leave long mode, run 32-bit code with PAE paging, and come back, whichever
-//! other bits of CR0 change with paging.
+//! other bits of CR0 change with paging; and that a hypercall from 32-bit code is refused, not read as
+//! if its registers were those of 64-bit code.
 //!
 //! Some of these writes of CR0 are the hypervisor's to complete and others are not; with PAE paging
 //! the CPU also loads four entries of the top table at that moment. A pass cannot tell anything
@@ -13,8 +14,10 @@
 
 use core::arch::global_asm;
 
+use guest_abi::Errno;
+use guest_abi::num::{high_u32, low_u32};
 use test_guests::shared::Shared;
-use test_guests::{check, check_eq, cpu, guest};
+use test_guests::{check, check_eq, cpu, guest, hypercall};
 
 guest!(main);
 
@@ -34,10 +37,11 @@ static LOW: Shared<Table> = Shared::new(Table([0; 512]));
 static SECOND: Shared<Table> = Shared::new(Table([0; 512]));
 static MARKED: Shared<u32> = Shared::new(MARK);
 
-// extern "sysv64" fn read_in_32_bit_mode(cr3: u32, address: u32, cr0_flip: u32) -> u32
+// extern "sysv64" fn read_in_32_bit_mode(cr3: u32, address: u32, cr0_flip: u32, is_amd: u32) -> u64
 //
 // Leaves long mode, turns PAE paging on with the tables at `cr3` and the bits `cr0_flip` of CR0
-// inverted, reads the word at `address`, and comes back the same way.
+// inverted, reads the word at `address`, asks for the hypervisor's version with the registers of the
+// 64-bit interface, and comes back the same way: the word in the low half, the answer in the high one.
 // clobbers: what a callee may, and the data segments (reloaded). Needs everything below 4 GiB.
 global_asm!(
     ".section .text",
@@ -50,6 +54,7 @@ global_asm!(
     "push r14",
     "push r15",
     "mov ebp, edx",
+    "mov [rip + ms_amd], ecx",
     "mov [rip + ms_rsp], rsp",
     "sgdt [rip + ms_old_gdt]",
     "lgdt [rip + ms_new_gdt]",
@@ -77,6 +82,14 @@ global_asm!(
     "xor eax, ebp",
     "mov cr0, eax",
     "mov ebx, [esi]",
+    "mov eax, 17",
+    "xor edi, edi",
+    "cmp dword ptr [ms_amd], 0",
+    "jne 2f",
+    "vmcall",
+    "jmp 3f",
+    "2: vmmcall",
+    "3: mov [ms_answer], eax",
     "mov eax, cr0",
     "and eax, 0x7fffffff",
     "mov cr0, eax",
@@ -102,13 +115,18 @@ global_asm!(
     "pop r13",
     "pop r12",
     "pop rbp",
+    "mov edx, [rip + ms_answer]",
+    "shl rdx, 32",
     "mov eax, ebx",
+    "or rax, rdx",
     "pop rbx",
     "ret",
     ".section .data",
     ".balign 8",
     "ms_rsp: .quad 0",
     "ms_cr3: .quad 0",
+    "ms_answer: .long 0",
+    "ms_amd: .long 0",
     "ms_old_gdt: .quad 0, 0",
     "ms_new_gdt: .word 4 * 8 - 1",
     ".quad ms_table",
@@ -118,15 +136,17 @@ global_asm!(
 );
 
 unsafe extern "sysv64" {
-    fn read_in_32_bit_mode(cr3: u32, address: u32, cr0_flip: u32) -> u32;
+    fn read_in_32_bit_mode(cr3: u32, address: u32, cr0_flip: u32, is_amd: u32) -> u64;
 }
 
 fn main() {
     build_tables();
     let marked = MARKED.address() % MIB_2;
-    let address = SHOWN_AT + guest_abi::num::low_u32(marked);
-    let cr3 = guest_abi::num::low_u32(TOP.address());
+    let address = SHOWN_AT + low_u32(marked);
+    let cr3 = low_u32(TOP.address());
     let before = (cpu::cr0(), cpu::cr4(), cpu::cr3());
+    let is_amd = u32::from(hypercall::is_amd());
+    let refused = low_u32(Errno::ENOSYS.to_rax());
     for (name, flip) in [
         ("32-bit code reads through its own tables", 0),
         ("and with CR0.NE changed together with paging", CR0_NE),
@@ -134,9 +154,11 @@ fn main() {
     ] {
         // SAFETY: code, stack and data are below 1 GiB, where both sets of tables map them alike;
         // interrupts are off.
-        let read = unsafe { read_in_32_bit_mode(cr3, address, flip) };
+        let read = unsafe { read_in_32_bit_mode(cr3, address, flip, is_amd) };
+        let (read, answer) = (low_u32(read), high_u32(read));
         check_eq(name, read, MARK);
         check_eq("back in long mode the control registers are as before", (cpu::cr0(), cpu::cr4(), cpu::cr3()), before);
+        check_eq("a hypercall from 32-bit code is refused", answer, refused);
         check("exits work", cpu::cpuid(0, 0).eax != 0);
     }
 }
