@@ -4,10 +4,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
-use dom0_tools::{agent, cli};
+use clap::{Args, Parser, Subcommand};
+use dom0_tools::cli::guests::{self, Act, Ask, Which};
+use dom0_tools::console::attach::Options;
+use dom0_tools::toolstack::Start;
+use dom0_tools::{agent, cli, supervisor};
 use guest_abi::DomId;
 
 /// Controls the Isthmus hypervisor from its control domain.
@@ -22,8 +26,61 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the hypervisor's version, and what it knows of the machine
+    /// Make a guest and start it
+    Create {
+        /// The guest's description, see the book's reference of guest.toml
+        file: PathBuf,
+        /// Do not start it: isthmus unpause does
+        #[arg(long)]
+        paused: bool,
+        /// Attach to its console at once
+        #[arg(long, short = 'c', conflicts_with = "json")]
+        console: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all domains
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attach to a guest's console; Ctrl-] detaches
+    Console(Console),
+    /// Stop guests for a while
+    Pause(Guests),
+    /// Let guests go on
+    Unpause(Guests),
+    /// Ask a guest to power off
+    Shutdown(AskGuest),
+    /// Ask a guest to start again
+    Reboot(AskGuest),
+    /// End guests at once, without asking them
+    Destroy(Guests),
+    /// Wait until a guest has ended, and say why. Exit status 3: the time was over before
+    Wait {
+        /// The guest, by name or number
+        guest: String,
+        /// Wait for so long at most
+        #[arg(long, value_name = "S")]
+        timeout: Option<u64>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve consoles, and do what is to be done when guests end (started by dom0's init)
+    Supervisor,
+    /// Make a guest that has ended anew (called by the supervisor)
+    #[command(hide = true)]
+    RestartGuest {
+        /// Its name
+        guest: String,
+    },
+    /// Show the hypervisor's version and what it knows of the machine, or what is known of one domain
     Info {
+        /// Of this domain, by name or number, instead of the machine
+        domain: Option<String>,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -51,6 +108,49 @@ enum Command {
         #[arg(default_value = "/dev/ttyS1")]
         line: PathBuf,
     },
+}
+
+#[derive(Args)]
+struct Console {
+    /// The guest, by name or number
+    guest: String,
+    /// Watch only: what is typed does not go to the guest
+    #[arg(long)]
+    read_only: bool,
+    /// Print what it has written so far, instead of attaching; also of a guest that has ended
+    #[arg(long)]
+    log: bool,
+    /// Print what it has written to its serial line (COM1, earlyprintk=serial) so far
+    #[arg(long, conflicts_with = "log")]
+    serial: bool,
+    /// Leave when the guest has written this
+    #[arg(long, value_name = "TEXT")]
+    until: Option<String>,
+    /// Leave after this time, with status 3
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+}
+
+#[derive(Args)]
+struct Guests {
+    /// The guests, by name or number
+    #[arg(required = true)]
+    guests: Vec<String>,
+    /// For programs: a line for each guest
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct AskGuest {
+    /// The guest, by name or number
+    guest: String,
+    /// Wait until it has ended, for so many seconds at most if given; status 3 if it has not
+    #[arg(long, value_name = "S", num_args = 0..=1)]
+    wait: Option<Option<u64>>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -93,7 +193,7 @@ enum Selftest {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("isthmus: {error:#}");
             ExitCode::FAILURE
@@ -101,14 +201,38 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Info { json } => cli::info::run(json),
-        Command::Counters { domain, interval, json } => cli::counters::run(domain, interval, json),
-        Command::Bench(Bench::NullHypercall { repetitions, json }) => cli::bench::null_hypercall(repetitions, json),
-        Command::Selftest(Selftest::Grants { domain }) => cli::selftest::grants(DomId::new(domain)),
-        Command::Selftest(Selftest::Events { domain, count }) => cli::selftest::events(DomId::new(domain), count),
-        Command::Selftest(Selftest::Clock { seconds }) => cli::selftest::clock(seconds),
-        Command::Agent { line } => agent::serve(agent::open_line(&line)?, agent::power_off),
+        Command::Create { file, paused, console, json } => {
+            guests::create(&file, if paused { Start::Paused } else { Start::Running }, console, json)
+        }
+        Command::List { json } => guests::list(json),
+        Command::Console(Console { guest, log: true, .. }) => guests::print_log(&guest, Which::Console),
+        Command::Console(Console { guest, serial: true, .. }) => guests::print_log(&guest, Which::Serial),
+        Command::Console(Console { guest, read_only, until, timeout, .. }) => {
+            guests::console(&guest, &Options { read_only, until, timeout: timeout.map(Duration::from_secs) })
+        }
+        Command::Pause(Guests { guests, json }) => guests::act(Act::Pause, &guests, json),
+        Command::Unpause(Guests { guests, json }) => guests::act(Act::Unpause, &guests, json),
+        Command::Destroy(Guests { guests, json }) => guests::act(Act::Destroy, &guests, json),
+        Command::Shutdown(AskGuest { guest, wait, json }) => guests::ask_guest(Ask::Poweroff, &guest, wait, json),
+        Command::Reboot(AskGuest { guest, wait, json }) => guests::ask_guest(Ask::Reboot, &guest, wait, json),
+        Command::Wait { guest, timeout, json } => guests::wait(&guest, timeout, json),
+        Command::RestartGuest { guest } => guests::restart(&guest),
+        Command::Info { domain: Some(domain), json } => guests::info(&domain, json),
+        Command::Supervisor => done(supervisor::run()),
+        Command::Info { domain: None, json } => done(cli::info::run(json)),
+        Command::Counters { domain, interval, json } => done(cli::counters::run(domain, interval, json)),
+        Command::Bench(Bench::NullHypercall { repetitions, json }) => {
+            done(cli::bench::null_hypercall(repetitions, json))
+        }
+        Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
+        Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
+        Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
+        Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
     }
+}
+
+fn done(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }

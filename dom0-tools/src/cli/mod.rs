@@ -4,5 +4,6 @@
 
 pub mod bench;
 pub mod counters;
+pub mod guests;
 pub mod info;
 pub mod selftest;

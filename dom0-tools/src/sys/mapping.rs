@@ -37,6 +37,14 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
+    /// Two mappings of the same memory, as two domains have them: for tests of rings.
+    #[cfg(test)]
+    pub(crate) fn shared_pair(length: usize) -> Result<(Self, Self)> {
+        let memory = rustix::fs::memfd_create("isthmus-test", rustix::fs::MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memory, length as u64)?;
+        Ok((Self::new(&memory, 0, length, true)?, Self::new(&memory, 0, length, true)?))
+    }
+
     /// Maps a whole file to read it or to have the hypervisor copy from it: all pages are in memory and stay there.
     ///
     /// # Errors

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What can be done with guests, for the commands and for the supervisor.
+//!
+//! Three sources are brought together here: the hypervisor says which domains there are, the registry what they are called,
+//! xenstore carries requests to them. A change of a guest's life is made under the lock of its name. Domains that
+//! are in no record (dom0, guests that are boot modules) can be named by their number.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use guest_abi::domctl::{
+    GetDomainInfo, XEN_DOMINF_DYING, XEN_DOMINF_PAUSED, XEN_DOMINF_RUNNING, XEN_DOMINF_SHUTDOWN,
+    XEN_DOMINF_SHUTDOWNMASK, XEN_DOMINF_SHUTDOWNSHIFT,
+};
+use guest_abi::{DomId, EvtchnPort, Gfn};
+use uuid::Uuid;
+
+use crate::builder::{self, Built, Progress};
+use crate::config::GuestConfig;
+use crate::nodes::{self, Tree};
+use crate::registry::{self, End, Old, Reason, Record, Registry, State};
+use crate::sys::privcmd::Privcmd;
+
+/// dom0's name.
+pub const DOM0_NAME: &str = "dom0";
+
+/// The open hypervisor and the registry.
+#[derive(Debug)]
+pub struct Toolstack {
+    /// The hypervisor.
+    pub privcmd: Privcmd,
+    /// The records.
+    pub registry: Registry,
+    /// Whether the supervisor is told of changes.
+    pub nudges: bool,
+}
+
+/// A domain that exists, with what is known of it.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// Its number.
+    pub id: DomId,
+    /// Its name; the number again if it has none.
+    pub name: String,
+    /// What the hypervisor says.
+    pub info: GetDomainInfo,
+    /// What the registry says.
+    pub record: Option<Record>,
+}
+
+/// Whether a new guest runs at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It does.
+    Running,
+    /// It waits to be unpaused.
+    Paused,
+}
+
+impl Guest {
+    /// Why it has shut down, if it has.
+    #[must_use]
+    pub fn shutdown(&self) -> Option<Reason> {
+        shutdown_reason(&self.info)
+    }
+
+    /// What it is doing, in one word.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        let flags = self.info.flags;
+        if flags & XEN_DOMINF_DYING != 0 {
+            return "dying";
+        }
+        match self.shutdown() {
+            Some(Reason::Crash | Reason::Watchdog) => "crashed",
+            Some(_) => "shutdown",
+            None if flags & XEN_DOMINF_PAUSED != 0 => "paused",
+            None if flags & XEN_DOMINF_RUNNING != 0 => "running",
+            None => "blocked",
+        }
+    }
+}
+
+/// Why a domain has shut down, if it has.
+#[must_use]
+pub fn shutdown_reason(info: &GetDomainInfo) -> Option<Reason> {
+    let code = info.flags >> XEN_DOMINF_SHUTDOWNSHIFT & XEN_DOMINF_SHUTDOWNMASK;
+    (info.flags & XEN_DOMINF_SHUTDOWN != 0).then(|| Reason::from_code(code))
+}
+
+impl Toolstack {
+    /// Opens the hypervisor and the registry.
+    ///
+    /// # Errors
+    /// This is no control domain, or not root.
+    pub fn open() -> Result<Self> {
+        let privcmd = Privcmd::open()?;
+        let registry = Registry::open(&registry::run_folder())?;
+        Ok(Self { privcmd, registry, nudges: true })
+    }
+
+    fn nudge(&self) {
+        if self.nudges {
+            crate::supervisor::nudge();
+        }
+    }
+
+    fn store(&self) -> Result<Box<dyn Tree>> {
+        crate::store::connect()
+    }
+
+    /// All domains, dom0 first.
+    ///
+    /// # Errors
+    /// The hypervisor does not answer, or the registry cannot be read.
+    pub fn guests(&self) -> Result<Vec<Guest>> {
+        let domains = self.privcmd.domains()?;
+        let records = self.registry.all(|error| eprintln!("isthmus: {error}"))?;
+        let guest = |info: &GetDomainInfo| {
+            let alone = std::slice::from_ref(info);
+            let own = |record: &&Record| record.find(alone).or(record.find_unfinished(alone)).is_some();
+            let record = records.iter().find(own).cloned();
+            let id = DomId::new(info.domain);
+            let name = match &record {
+                Some(record) => record.config.name.clone(),
+                None if id == DomId::DOM0 => DOM0_NAME.to_owned(),
+                None => id.raw().to_string(),
+            };
+            Guest { id, name, info: *info, record }
+        };
+        Ok(domains.iter().map(guest).collect())
+    }
+
+    /// The domain with this name or number.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(&self, name: &str) -> Result<Guest> {
+        let number = name.parse::<u16>().ok();
+        let mut matching: Vec<Guest> =
+            self.guests()?.into_iter().filter(|guest| Some(guest.id.raw()) == number || guest.name == name).collect();
+        // One that is going away does not stand in the way of its successor.
+        matching.sort_by_key(|guest| guest.info.flags & XEN_DOMINF_DYING);
+        match matching.into_iter().next() {
+            Some(guest) => Ok(guest),
+            None => bail!("no domain is called {name} or has this number: see isthmus list"),
+        }
+    }
+
+    /// A guest's record, by its name.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn record(&self, name: &str) -> Result<Option<Record>> {
+        Ok(self.registry.load(name)?)
+    }
+
+    /// Makes a guest.
+    ///
+    /// # Errors
+    /// A domain of that name exists, something is wrong with a file, or the hypervisor refused. Nothing is left.
+    pub fn create(&self, config: &GuestConfig, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
+        let _lock = self.registry.lock(&config.name)?;
+        if let Some(old) = self.registry.load(&config.name)? {
+            let domains = self.privcmd.domains()?;
+            if let Some(info) = old.find(&domains) {
+                bail!("a domain of this name exists, number {}: destroy it first, or give another name", info.domain);
+            }
+            self.clear_unfinished(&old)?;
+        }
+        let uuid = config.uuid.unwrap_or_else(Uuid::new_v4);
+        let record = Record {
+            config: config.clone(),
+            uuid,
+            handle: Uuid::new_v4(),
+            state: State::Building { replaces: None },
+            boots: 0,
+            started: now(),
+        };
+        let made = self.make(record, start, progress);
+        if made.is_err() {
+            self.registry.remove(&config.name)?;
+        }
+        made
+    }
+
+    /// Makes a guest that has ended anew: under another number, otherwise as it was.
+    ///
+    /// # Errors
+    /// As [`Toolstack::create`]; the guest is over then.
+    pub fn restart(&self, name: &str, progress: &mut dyn Progress) -> Result<DomId> {
+        let _lock = self.registry.lock(name)?;
+        let mut record = self.registry.load(name)?.with_context(|| format!("no guest is called {name}"))?;
+        let old = match record.state {
+            State::Running { domain, .. } => Old { domain, handle: record.handle },
+            // Whoever began with it was killed.
+            State::Building { replaces: Some(old) } => old,
+            _ => bail!("it has no domain that could be restarted"),
+        };
+        self.clear_unfinished(&record)?;
+        record.handle = Uuid::new_v4();
+        record.state = State::Building { replaces: Some(old) };
+        self.registry.save(&record)?;
+        let domains = self.privcmd.domains()?;
+        if domains.iter().any(|info| info.domain == old.domain && info.handle == *old.handle.as_bytes()) {
+            self.end_domain(&record, DomId::new(old.domain))?;
+        }
+        let made = self.make(record.clone(), Start::Running, progress);
+        if let Err(error) = &made {
+            let end = End { reason: Reason::Failed, detail: Some(format!("{error:#}")) };
+            self.registry.save(&Record { state: State::Ended { domain: old.domain, end }, ..record })?;
+        }
+        made
+    }
+
+    /// Makes the domain of a record, under the lock of its name.
+    fn make(&self, mut record: Record, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
+        let config = record.config.clone();
+        let prepared = builder::prepare(&config, progress)?;
+        let mut store = if config.xenstore { Some(self.store()?) } else { None };
+        self.registry.save(&record)?;
+        let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle)?;
+        let built = prepared.build(&self.privcmd, domain, progress)?;
+        if let (Some(store), Some(ring)) = (&mut store, built.store) {
+            let nodes = nodes::for_guest(&config, record.uuid, &built);
+            let ring = (Gfn::new(ring.frame), EvtchnPort::new(ring.port));
+            store.add_guest(domain, &nodes, ring).context("telling xenstore of it")?;
+        }
+        let undo = |store: &mut Option<Box<dyn Tree>>| {
+            if let Some(store) = store {
+                let _ = store.remove_guest(domain, &[nodes::home(domain), nodes::vm(record.uuid)]);
+            }
+        };
+        let Built { console, store: ring, .. } = built;
+        record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };
+        record.boots += 1;
+        record.started = now();
+        let started = match start {
+            Start::Running => self.privcmd.unpause_domain(domain),
+            Start::Paused => Ok(()),
+        };
+        if let Err(error) = started.map_err(anyhow::Error::from).and_then(|()| Ok(self.registry.save(&record)?)) {
+            undo(&mut store);
+            return Err(error);
+        }
+        guard.keep();
+        self.nudge();
+        Ok(domain)
+    }
+
+    /// Destroys a guest, and remembers how it ended.
+    ///
+    /// # Errors
+    /// It cannot be destroyed: dom0, or gone already.
+    pub fn destroy(&self, guest: &Guest, end: &End) -> Result<()> {
+        let Some(record) = &guest.record else {
+            return Ok(self.privcmd.destroy_domain(guest.id)?);
+        };
+        let name = &record.config.name;
+        let _lock = self.registry.lock(name)?;
+        self.end(name, guest.id, end)
+    }
+
+    /// Destroys the domain of a record, under the lock of its name.
+    ///
+    /// # Errors
+    /// As [`Toolstack::destroy`].
+    pub fn end(&self, name: &str, domain: DomId, end: &End) -> Result<()> {
+        let Some(record) = self.registry.load(name)? else {
+            return Ok(self.privcmd.destroy_domain(domain)?);
+        };
+        self.end_domain(&record, domain)?;
+        if record.domain() == Some(domain) || matches!(record.state, State::Building { .. }) {
+            let state = State::Ended { domain: domain.raw(), end: end.clone() };
+            self.registry.save(&Record { state, ..record })?;
+            self.registry.prune()?;
+        }
+        self.nudge();
+        Ok(())
+    }
+
+    fn end_domain(&self, record: &Record, domain: DomId) -> Result<()> {
+        match self.privcmd.destroy_domain(domain) {
+            Err(error) if error.errno() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+            other => other?,
+        }
+        if record.config.xenstore {
+            // Without the server there are no nodes either.
+            if let Ok(mut store) = self.store() {
+                let paths = [nodes::home(domain), nodes::vm(record.uuid)];
+                store.remove_guest(domain, &paths).context("removing its nodes from xenstore")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Destroys what a killed builder left of a record, under the lock of its name.
+    ///
+    /// # Errors
+    /// The hypervisor does not answer.
+    pub fn clear_unfinished(&self, record: &Record) -> Result<Option<DomId>> {
+        let domains = self.privcmd.domains()?;
+        let Some(info) = record.find_unfinished(&domains) else { return Ok(None) };
+        let domain = DomId::new(info.domain);
+        self.end_domain(record, domain)?;
+        Ok(Some(domain))
+    }
+
+    /// Asks a guest through xenstore to shut down (`poweroff`, `reboot`, `halt`).
+    ///
+    /// # Errors
+    /// It has no xenstore connection, or did not say that it listens.
+    pub fn request_shutdown(&self, guest: &Guest, how: &str) -> Result<()> {
+        let remedy = "isthmus destroy ends it";
+        if guest.id == DomId::DOM0 {
+            bail!("this is the control domain: use its own {how} command");
+        }
+        if guest.record.as_ref().is_some_and(|record| !record.config.xenstore) {
+            bail!("it was made without xenstore, so it cannot be asked; {remedy}");
+        }
+        let mut store = self.store()?;
+        let home = nodes::home(guest.id);
+        if store.read(&format!("{home}/control/feature-{how}"))?.as_deref() != Some("1") {
+            bail!("it has not said that it listens to {how} requests (is it still starting?); {remedy}");
+        }
+        store.write(&format!("{home}/control/shutdown"), how)
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
