@@ -26,7 +26,7 @@ pub const XEN_DOMCTL_DESTROYDOMAIN: u32 = 2;
 /// Stops a domain's vCPUs; when the call returns none runs. Counted: each needs its own unpause.
 /// Errors: ESRCH, EINVAL (the caller).
 pub const XEN_DOMCTL_PAUSEDOMAIN: u32 = 3;
-/// Takes one pause back. Errors: ESRCH, EINVAL (not paused by this call, or a vCPU 0 without a state).
+/// Takes one pause back. Errors: ESRCH, EINVAL (it is not paused).
 pub const XEN_DOMCTL_UNPAUSEDOMAIN: u32 = 4;
 /// Answers a [`GetDomainInfo`]. Errors: ESRCH.
 pub const XEN_DOMCTL_GETDOMAININFO: u32 = 5;

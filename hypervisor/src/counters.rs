@@ -73,6 +73,8 @@ pub struct Counters {
     pub ticks: [Counter; NR_REASONS],
     /// Hypercalls by number.
     pub hypercalls: [Counter; NR_HYPERCALLS],
+    /// Ticks from entry to exit.
+    pub in_guest: Counter,
 }
 
 impl Counters {
@@ -83,6 +85,7 @@ impl Counters {
             exits: [const { Counter::new() }; NR_REASONS],
             ticks: [const { Counter::new() }; NR_REASONS],
             hypercalls: [const { Counter::new() }; NR_HYPERCALLS],
+            in_guest: Counter::new(),
         }
     }
 

@@ -3,14 +3,15 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_abi::DomId;
 use guest_abi::num::low_u32;
+use guest_abi::{DomId, VcpuId};
+use spin::{Mutex, Once};
 
-use crate::addr::Order;
+use crate::addr::{Mfn, Order};
 use crate::backend::Machine;
 use crate::boot::cmdline::OnPanic;
 use crate::debug::DebugConsole;
-use crate::domain::{Domain, DomainTable, ShutdownReason};
+use crate::domain::{Domain, DomainTable, News, Privileges, ShutdownReason, destroy};
 use crate::emul::lapic::{Effect, IpiKind, Trigger};
 use crate::emul::lapic_timer::TimerClock;
 use crate::emul::pvclock;
@@ -46,6 +47,12 @@ pub struct Hypervisor {
     pub is_tsc_stable: bool,
     /// What makes the vCPU loop go back to the scheduler.
     pub attention: &'static Attention,
+    /// What happened to domains, for those who control them.
+    pub news: &'static News,
+    /// The port-permission map of all domains that own no devices, once there is one.
+    pub guest_io_map: Once<Mfn>,
+    /// Held while a domain is being made: one at a time, so that the heap's room is counted once.
+    pub making: Mutex<()>,
     /// What was typed on the console.
     pub input: InputRing,
     /// What follows a crash of dom0.
@@ -83,9 +90,24 @@ impl Hypervisor {
         let then = u128::from(seconds) * u128::from(NS_PER_SEC) + u128::from(nanoseconds);
         let at_zero = then.saturating_sub(u128::from(system_time));
         self.wallclock_ns.store(u64::try_from(at_zero).unwrap_or(u64::MAX), Ordering::Relaxed);
-        for (_, domain) in self.domains.iter() {
+        for (_, domain) in self.domains.iter().filter(|(_, domain)| !domain.life.is_dying()) {
             let (seconds, nanoseconds) = self.wallclock();
             pvclock::write_wallclock(&self.mem, domain.shared_info, seconds, nanoseconds);
+        }
+    }
+
+    /// The pCPUs that run domains: a bit for each.
+    #[must_use]
+    pub const fn pcpus(&self) -> u64 {
+        1
+    }
+
+    /// Raises a global VIRQ in every domain that controls others and has bound it.
+    pub(crate) fn raise_in_control(&self, virq: u32) {
+        for (_, domain) in self.domains.iter() {
+            if domain.privileges.contains(Privileges::CONTROL) {
+                domain.events.raise_virq(virq, VcpuId::new(0), &*domain);
+            }
         }
     }
 
@@ -153,14 +175,15 @@ impl Hypervisor {
         }
         self.debug.request(self.attention);
         if let Some(dom0) = dom0 {
-            dom0.events.raise_virq(VIRQ_CONSOLE, guest_abi::VcpuId::new(0), &*dom0);
+            dom0.events.raise_virq(VIRQ_CONSOLE, VcpuId::new(0), &*dom0);
         }
     }
 
-    /// Between two slices: serves debug keys, and ends the machine when the domain it was started
+    /// Between two slices: serves debug keys, tells what happened to domains, and ends the machine when the domain it was started
     /// for has ended.
     pub(crate) fn after_slice(&self) {
         self.debug.serve(self);
+        destroy::reap(self);
         let Some((_, first)) = self.domains.iter().next() else { return };
         let Some(reason) = first.shutdown_reason() else { return };
         crate::debug::print_counters(self.machine, &first);

@@ -28,11 +28,13 @@ pub mod hypercall;
 pub mod hypervisor;
 pub mod input;
 pub mod lock;
+pub mod log_ring;
 pub mod mem;
 pub mod p2m;
 pub mod pcpu;
 pub mod policy;
 pub mod progress;
+pub mod room;
 pub mod sched;
 pub mod screen;
 #[cfg(test)]

@@ -26,8 +26,9 @@ use hypervisor::boot::machine_map::{self, Dom0Request, Input, MachineMap};
 use hypervisor::boot::module::{self, Dom0Modules, Roster};
 use hypervisor::boot::span::{Span, Spans};
 use hypervisor::debug::DebugConsole;
-use hypervisor::domain::DomainTable;
 use hypervisor::domain::build::{self, Images};
+use hypervisor::domain::create;
+use hypervisor::domain::{DomainTable, News};
 use hypervisor::emul::ioapic::{IoapicInfo, Ioapics};
 use hypervisor::facts::HostFacts;
 use hypervisor::hypervisor::Hypervisor;
@@ -35,6 +36,7 @@ use hypervisor::input::InputRing;
 use hypervisor::pcpu;
 use hypervisor::sched::Attention;
 use hypervisor::time::{SystemClock, TscScale};
+use spin::{Mutex, Once};
 
 use machine::boot::{BootInfo, BootModule, power};
 use machine::hw::{self, Hw};
@@ -95,6 +97,9 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         wallclock_ns: AtomicU64::new(rtc::nanos_since_1970()),
         is_tsc_stable: options.tsc == TscPolicy::Stable || cpu::has_invariant_tsc(),
         attention: Box::leak(Box::new(Attention::default())),
+        news: Box::leak(Box::new(News::default())),
+        guest_io_map: Once::new(),
+        making: Mutex::new(()),
         input: InputRing::new(),
         on_panic: options.panic,
         format: backend.format(),
@@ -232,6 +237,7 @@ fn build_domains(
 ) -> Result<(), String> {
     let bytes = |module: usize| memory::bytes(map.modules[module]);
     let ioapics = take_over_ioapics(hv, acpi);
+    create::prepare(hv).map_err(|error| error.to_string())?;
     if let Some(dom0) = &roster.dom0 {
         build_dom0(hv, options, acpi, map, dom0, &bytes, ioapics).map_err(|why| alloc::format!("dom0: {why}"))?;
     }

@@ -7,7 +7,9 @@
 //! ```text
 //! kernel CMDLINE...                                dom0's kernel
 //! initrd                                           dom0's initial RAM disk
-//! guest name=NAME mem=MiB vcpus=N -- CMDLINE...    a PVH image that is started as it is
+//! guest name=NAME mem=MiB vcpus=N control -- CMDLINE...
+//!                                                  a PVH image that is started as it is; `control`
+//!                                                  lets it control other domains
 //! guest-initrd                                     belongs to the guest before it
 //! ```
 //!
@@ -51,6 +53,8 @@ pub struct GuestSpec<'a> {
     pub mem: u64,
     /// Its vCPUs, at least 1.
     pub vcpus: u32,
+    /// Whether it may control other domains. There is dom0 for that; tests have guests for it.
+    pub control: bool,
     /// Its command line, everything behind ` -- `.
     pub cmdline: &'a str,
 }
@@ -144,7 +148,7 @@ impl fmt::Display for ModuleError<'_> {
                     Fault::NotASize => write!(f, "memory is a number of MiB, or ends in M or G"),
                     Fault::NotInRange(low, high) => write!(f, "the value must be a number from {low} to {high}"),
                     Fault::Unknown | Fault::NotOneOf(_) => {
-                        write!(f, "a guest takes name=, mem=, vcpus=, then -- and its command line")
+                        write!(f, "a guest takes name=, mem=, vcpus=, control, then -- and its command line")
                     }
                 }
             }
@@ -211,7 +215,7 @@ fn role(module: usize, args: &str) -> Result<Role<'_>, ModuleError<'_>> {
 }
 
 fn guest(module: usize, text: &str) -> Result<GuestSpec<'_>, ModuleError<'_>> {
-    let mut spec = GuestSpec { name: "guest", mem: 64 << 20, vcpus: 1, cmdline: "" };
+    let mut spec = GuestSpec { name: "guest", mem: 64 << 20, vcpus: 1, control: false, cmdline: "" };
     let mut rest = text.trim_ascii_start();
     while !rest.is_empty() {
         let (word, behind) = rest.split_once(|c: char| c.is_ascii_whitespace()).unwrap_or((rest, ""));
@@ -236,6 +240,7 @@ impl<'a> GuestSpec<'a> {
                 }
             }
             Some(("vcpus", value)) => self.vcpus = number(value, 1, MAX_GUEST_VCPUS)?,
+            None if word == "control" => self.control = true,
             _ => return Err(Fault::Unknown),
         }
         Ok(())
@@ -446,8 +451,8 @@ mod tests {
 
     #[test]
     fn guests_keep_their_order_and_their_own_initrd() {
-        let roster = sort(&["guest name=a mem=32 vcpus=2 -- x -- y", "guest mem=1G", "guest-initrd"]).unwrap();
-        let first = GuestSpec { name: "a", mem: 32 << 20, vcpus: 2, cmdline: "x -- y" };
+        let roster = sort(&["guest name=a mem=32 control vcpus=2 -- x -- y", "guest mem=1G", "guest-initrd"]).unwrap();
+        let first = GuestSpec { name: "a", mem: 32 << 20, vcpus: 2, control: true, cmdline: "x -- y" };
         assert_eq!(roster.guests[0], GuestModules { image: 0, initrd: None, spec: first });
         assert_eq!(roster.guests[1].initrd, Some(2));
         assert_eq!(roster.guests[1].spec.name, "guest");

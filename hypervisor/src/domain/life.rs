@@ -9,7 +9,7 @@
 //! here takes effect at a running vCPU's next exit, and whoever needs to know that none is left
 //! running waits for their locks ([`crate::vcpu::Vcpu::try_state`]).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Why a domain stopped by itself. Source: `xen/include/public/sched.h`, `SHUTDOWN_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ const REASON: u32 = 0xff << REASON_SHIFT;
 /// It ran at some time.
 const STARTED: u32 = 1 << 24;
 const DYING: u32 = 1 << 25;
+/// It has given back all that only it uses.
+const RELEASED: u32 = 1 << 26;
 
 /// The state, and the ways to change it.
 pub struct Life(AtomicU32);
@@ -145,6 +147,17 @@ impl Life {
         self.change(|word| (word & DYING == 0).then_some(word | DYING))
     }
 
+    /// Whether nothing is left of it but what others use.
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        self.0.load(Ordering::Acquire) & RELEASED != 0
+    }
+
+    /// All that only it uses has been given back.
+    pub(super) fn set_released(&self) {
+        self.0.fetch_or(RELEASED, Ordering::AcqRel);
+    }
+
     fn change(&self, step: impl FnMut(u32) -> Option<u32>) -> bool {
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_ok()
     }
@@ -158,6 +171,22 @@ impl Default for Life {
 
 const fn reason(word: u32) -> Option<ShutdownReason> {
     ShutdownReason::from_raw((word & REASON) >> REASON_SHIFT)
+}
+
+/// Whether something happened in some domain's life that those who control domains are told of.
+#[derive(Default)]
+pub struct News(AtomicBool);
+
+impl News {
+    /// A domain has shut down, or is dying.
+    pub(crate) fn spread(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Takes the news, if there is any.
+    pub(crate) fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Acquire)
+    }
 }
 
 #[cfg(test)]

@@ -3,21 +3,28 @@
 //!
 //! A [`Domain`] is shared by everybody who holds a reference to it. Each part has its own way to
 //! be changed: the p2m and the grant table under their locks, event channels by their own rules,
-//! small state in atomics. What makes the domain (memory, vCPUs, kernel) is [`build`].
+//! small state in atomics. What makes a domain is `create`, what fills one at boot is [`build`], what ends one
+//! is `destroy`.
 
 pub mod build;
 pub mod console;
+pub mod create;
+pub(crate) mod destroy;
 mod life;
+mod sched_params;
 mod table;
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::ArrayVec;
 use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
-pub use life::{Life, LifeState, ShutdownReason};
+pub use life::{Life, LifeState, News, ShutdownReason};
+pub use sched_params::SchedParams;
 use spin::Once;
 pub use table::{DomainTable, Vacancy};
 
@@ -26,6 +33,7 @@ use crate::boot::host_map::Entry;
 use crate::emul::ioapic::Ioapics;
 use crate::emul::pvclock::{self, Area, GuestClock};
 use crate::evtchn::{EventChannels, Wake};
+use crate::frame::FrameRef;
 use crate::grant::GrantTable;
 use crate::hypervisor::Hypervisor;
 use crate::lock::Lock;
@@ -37,7 +45,10 @@ use crate::policy::msr::MsrPolicy;
 use crate::sched::Attention;
 use crate::vcpu::exits::Outcome;
 use crate::vcpu::{RunState, Vcpu, VcpuState};
+use create::Estate;
 
+/// vCPUs that a domain can have.
+pub const MAX_VCPUS: usize = 32;
 /// The number of HVM parameters.
 pub const NR_HVM_PARAMS: usize = guest_abi::num::to_usize(guest_abi::hvm::HVM_NR_PARAMS as u64);
 
@@ -69,12 +80,17 @@ pub enum CrashReason {
     EventDeliveryOutsideRam(u64),
 }
 
+/// Pages that a domain can have pinned: a `vcpu_info` for each vCPU, and a console ring.
+const MAX_PINS: usize = MAX_VCPUS + 1;
+
 /// A domain.
 pub struct Domain {
     /// Its number.
     pub id: DomId,
     /// What people call it.
     pub name: String,
+    /// What its toolstack knows it by.
+    pub handle: [u8; 16],
     /// What it may do.
     pub privileges: Privileges,
     /// Its guest-physical memory: changes.
@@ -104,12 +120,20 @@ pub struct Domain {
     /// The I/O APICs, for the domain that owns the devices.
     pub ioapics: Once<Ioapics>,
     /// Its memory map.
-    pub e820: Box<[Entry]>,
+    pub e820: Lock<Vec<Entry>>,
     /// What it printed on the log-only console.
-    pub console: Lock<console::LineBuffer>,
+    pub console: Lock<console::Console>,
     /// The console ring that the hypervisor drains, for a guest without a backend.
     pub log_ring: Once<console::LogRing>,
+    /// Its share of the CPUs.
+    pub sched: SchedParams,
+    /// Frames of its own that the hypervisor writes to wherever the guest has mapped them since.
+    pins: Lock<ArrayVec<FrameRef, MAX_PINS>>,
+    estate: Estate,
+    /// Where taking its p2m apart goes on.
+    drained_to: AtomicU64,
     attention: &'static Attention,
+    news: &'static News,
     callback: AtomicU64,
     /// Whether it may run.
     pub life: Life,
@@ -134,6 +158,7 @@ impl Domain {
         if self.life.shut_down(reason) {
             self.console.lock().flush(self.id);
             log::info!("{} ({}) has shut down: {reason:?}", self.id, self.name);
+            self.news.spread();
         }
         self.kick_all();
     }
@@ -144,6 +169,21 @@ impl Domain {
         for vcpu in &self.vcpus {
             vcpu.request_attention();
         }
+    }
+
+    /// Whether no CPU runs one of its vCPUs. To be asked after the reason for which none starts again
+    /// was set, and after [`Domain::kick_all`].
+    #[must_use]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.vcpus.iter().all(|vcpu| vcpu.try_state().is_some())
+    }
+
+    /// Keeps a frame for as long as the domain is in the table.
+    ///
+    /// # Errors
+    /// EBUSY if there are as many as there can be.
+    pub(crate) fn pin(&self, frame: FrameRef) -> Result<(), Errno> {
+        self.pins.lock().try_push(frame).map_err(|_| Errno::EBUSY)
     }
 
     /// Ends the domain because of what one of its vCPUs did.
@@ -203,7 +243,7 @@ impl Domain {
     /// The highest guest frame that its memory map names.
     #[must_use]
     pub fn max_gfn(&self) -> u64 {
-        self.e820.iter().map(|entry| entry.span.end()).max().unwrap_or(0).saturating_sub(1) >> PAGE_SHIFT
+        self.e820.lock().iter().map(|entry| entry.span.end()).max().unwrap_or(0).saturating_sub(1) >> PAGE_SHIFT
     }
 
     /// Sets a parameter that the kernel reads.

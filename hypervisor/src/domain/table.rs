@@ -28,6 +28,8 @@ pub struct DomainTable {
     slots: [Mutex<Slot>; Self::CAPACITY],
     /// No place from here on was ever taken.
     end: AtomicUsize,
+    /// The number that was given out last.
+    last: AtomicUsize,
 }
 
 /// The right to a number that nobody has. Dropping it gives the number back.
@@ -44,7 +46,11 @@ impl DomainTable {
     /// An empty table.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [const { Mutex::new(Slot::Vacant) }; Self::CAPACITY], end: AtomicUsize::new(0) }
+        Self {
+            slots: [const { Mutex::new(Slot::Vacant) }; Self::CAPACITY],
+            end: AtomicUsize::new(0),
+            last: AtomicUsize::new(0),
+        }
     }
 
     /// Claims a number, if it is free.
@@ -57,9 +63,21 @@ impl DomainTable {
         Some(Vacancy { table: self, id })
     }
 
-    /// Claims the lowest free number that is not the control domain's.
+    /// Whether a domain can have this number.
+    #[must_use]
+    pub fn has_number(&self, id: DomId) -> bool {
+        id.index() < Self::CAPACITY
+    }
+
+    /// Claims a free number that is not the control domain's: the next one behind that given out last, so
+    /// that a number is not used again as soon as it is free.
     pub fn claim_any(&self) -> Option<Vacancy<'_>> {
-        (1..).take(Self::CAPACITY - 1).find_map(|raw| self.claim(DomId::new(raw)))
+        const COUNT: usize = DomainTable::CAPACITY - 1;
+        let last = self.last.load(Ordering::Relaxed);
+        let number = |step| u16::try_from((last + step) % COUNT + 1).ok();
+        let vacancy = (0..COUNT).filter_map(number).find_map(|raw| self.claim(DomId::new(raw)))?;
+        self.last.store(vacancy.id.index(), Ordering::Relaxed);
+        Some(vacancy)
     }
 
     /// Adds a domain that was made while nothing else ran.
@@ -95,18 +113,18 @@ impl DomainTable {
         (0..self.end.load(Ordering::Acquire)).filter_map(|index| Some((index, self.by_index(index)?)))
     }
 
-    /// Takes a domain out of the table, if nobody else refers to it at this moment.
-    pub fn take(&self, id: DomId) -> Option<(Domain, Vacancy<'_>)> {
+    /// Takes a domain out of the table, if nobody else refers to it at this moment. The reference that is
+    /// returned is the only one.
+    pub fn take(&self, id: DomId) -> Option<(Arc<Domain>, Vacancy<'_>)> {
         let mut slot = self.slots.get(id.index())?.lock();
         match core::mem::replace(&mut *slot, Slot::Claimed) {
             // New references are only made under this lock, or from one that exists.
-            Slot::Present(domain) => match Arc::try_unwrap(domain) {
-                Ok(domain) => return Some((domain, Vacancy { table: self, id })),
-                Err(domain) => *slot = Slot::Present(domain),
-            },
-            other => *slot = other,
+            Slot::Present(domain) if Arc::strong_count(&domain) == 1 => Some((domain, Vacancy { table: self, id })),
+            other => {
+                *slot = other;
+                None
+            }
         }
-        None
     }
 }
 
@@ -173,13 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_given_lowest_first_and_never_the_control_domains() {
+    fn numbers_are_given_in_turn_and_never_the_control_domains() {
         let table = DomainTable::new();
         let mut claims: std::vec::Vec<_> = core::iter::from_fn(|| table.claim_any()).collect();
         let ids: std::vec::Vec<u16> = claims.iter().map(|vacancy| vacancy.id().raw()).collect();
         assert_eq!(ids, (1..64).collect::<std::vec::Vec<u16>>());
         drop(claims.remove(9));
         assert_eq!(table.claim_any().map(|vacancy| vacancy.id().raw()), Some(10));
+        drop(claims.remove(1));
+        drop(claims.remove(19));
+        assert_eq!(table.claim_any().map(|vacancy| vacancy.id().raw()), Some(22), "2 was free longer ago");
         for raw in [64, 0x7ff0, u16::MAX] {
             assert!(table.claim(DomId::new(raw)).is_none());
         }

@@ -7,6 +7,7 @@
 //! messages; COM1 of a domain without devices is a transmitter that is always ready.
 
 use guest_abi::console_io::DEBUG_PORT;
+use guest_abi::event_channel::VIRQ_CON_RING;
 use guest_abi::num::low_u8;
 
 use crate::addr::Gva;
@@ -30,9 +31,9 @@ const LINE_STATUS_READY: u32 = 0x60;
 const STRING_BATCH: u64 = 256;
 
 /// Handles a port access that the permission map did not let through.
-pub fn handle(_hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: IoAccess) -> Outcome {
+pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: IoAccess) -> Outcome {
     if access.is_string {
-        string(domain, state, access);
+        string(hv, domain, state, access);
         return Outcome::Resume;
     }
     if access.is_in {
@@ -48,7 +49,7 @@ pub fn handle(_hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: 
     } else {
         let byte = low_u8(state.regs.rax);
         if skip(domain, state, Simple::Io) && access.size == 1 {
-            write(domain, access.port, byte);
+            write(hv, domain, access.port, byte);
         }
     }
     Outcome::Resume
@@ -62,9 +63,12 @@ fn read(domain: &Domain, port: u16) -> u32 {
     }
 }
 
-fn write(domain: &Domain, port: u16, byte: u8) {
+fn write(hv: &Hypervisor, domain: &Domain, port: u16, byte: u8) {
     if port == DEBUG_PORT || port == COM1 && has_log_port(domain) {
-        domain.console.lock().push(byte, domain.id);
+        let is_news = domain.console.lock().push(byte, domain.id);
+        if is_news {
+            hv.raise_in_control(VIRQ_CON_RING);
+        }
     }
 }
 
@@ -74,7 +78,7 @@ fn has_log_port(domain: &Domain) -> bool {
 }
 
 /// INS and OUTS, a batch at a time; the instruction runs again until its count is zero.
-fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
+fn string(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: IoAccess) {
     // No kernel does this from 32-bit code to a port that it does not own, and guest memory is reached
     // with ring 0's rights, which a process with rights to a port does not have.
     if code_size(state) != CodeSize::Bits64 || state.hw.cpl() != 0 {
@@ -96,7 +100,7 @@ fn string(domain: &Domain, state: &mut VcpuState, access: IoAccess) {
         if access.is_in {
             state.regs.rdi = address.wrapping_add(step);
         } else {
-            write(domain, access.port, element[0]);
+            write(hv, domain, access.port, element[0]);
             state.regs.rsi = address.wrapping_add(step);
         }
         if access.is_repeated {

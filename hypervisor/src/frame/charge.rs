@@ -17,6 +17,8 @@ struct Account {
     owner: DomId,
     limits: Limits,
     usage: Usage,
+    /// Somebody waits for what is left of the domain to come back.
+    is_watched: bool,
 }
 
 /// All accounts; a small hash table with linear probing, so that lookups by consecutive domain
@@ -37,7 +39,7 @@ impl Accounts {
             return Ok(());
         }
         let free = probe(owner).find(|&at| self.slots[at].is_none()).ok_or(FrameError::NoAccount(owner))?;
-        self.slots[free] = Some(Account { owner, limits, usage: Usage::default() });
+        self.slots[free] = Some(Account { owner, limits, usage: Usage::default(), is_watched: false });
         Ok(())
     }
 
@@ -69,13 +71,23 @@ impl Accounts {
         }
     }
 
+    /// Marks an account as one of which each change is news.
+    pub(super) fn watch(&mut self, owner: DomId) {
+        if let Some(account) = self.find_mut(owner) {
+            account.is_watched = true;
+        }
+    }
+
+    /// Returns whether the account is watched.
+    ///
     /// # Panics
     /// If more is given back than was charged: the records and the accounts contradict each other.
-    pub(super) fn uncharge(&mut self, owner: DomId, kind: FrameType, frames: u64) {
+    pub(super) fn uncharge(&mut self, owner: DomId, kind: FrameType, frames: u64) -> bool {
         let Some(account) = self.find_mut(owner) else { panic!("{owner} has frames but no account") };
         let (used, _) = account.side(kind);
         let Some(rest) = used.checked_sub(frames) else { panic!("{owner} gives back more than it holds") };
         *used = rest;
+        account.is_watched
     }
 
     // A slot in the middle of a probe sequence may be emptied, so a lookup looks at all slots

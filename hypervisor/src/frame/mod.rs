@@ -25,6 +25,7 @@ mod types;
 
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest_abi::DomId;
 
@@ -46,6 +47,8 @@ pub struct FrameTable {
     records: &'static [FrameRecord],
     mem: PhysMem,
     inner: Lock<Inner>,
+    /// Frames of a watched account have come back.
+    has_news: AtomicBool,
 }
 
 struct Inner {
@@ -63,7 +66,7 @@ impl FrameTable {
     pub const fn new(records: &'static [FrameRecord], mem: PhysMem) -> Self {
         assert!(records.len() < u32::MAX as usize && records.len() as u64 <= mem.nr_frames());
         let inner = Inner { buddy: Buddy::new(), accounts: Accounts::new() };
-        Self { records, mem, inner: Lock::new(Rank::Allocator, inner) }
+        Self { records, mem, inner: Lock::new(Rank::Allocator, inner), has_news: AtomicBool::new(false) }
     }
 
     /// The memory that the table is about.
@@ -150,6 +153,16 @@ impl FrameTable {
         self.inner.lock().accounts.close(owner)
     }
 
+    /// From now on, frames that come back from a domain are news ([`FrameTable::take_watched`]).
+    pub(crate) fn watch_account(&self, owner: DomId) {
+        self.inner.lock().accounts.watch(owner);
+    }
+
+    /// Whether frames of a watched account have come back since the last call.
+    pub(crate) fn take_watched(&self) -> bool {
+        self.has_news.load(Ordering::Relaxed) && self.has_news.swap(false, Ordering::Acquire)
+    }
+
     /// What a domain holds and what it may hold, or `None` if it has no account.
     #[must_use]
     pub fn account(&self, owner: DomId) -> Option<(Usage, Limits)> {
@@ -170,6 +183,9 @@ impl FrameTable {
     /// # Errors
     /// [`FrameError::NoMemory`], [`FrameError::OverLimit`], [`FrameError::NoAccount`].
     pub fn alloc(&self, order: Order, owner: DomId, kind: FrameType, fill: Fill) -> Result<Mfn, FrameError> {
+        if crate::room::is_refused() {
+            return Err(FrameError::NoMemory);
+        }
         let first = {
             let mut inner = self.inner.lock();
             inner.accounts.charge(owner, kind, order.frames())?;
@@ -248,7 +264,9 @@ impl FrameTable {
         let next = if state.is_identity() { State::reserved(state.owner()) } else { State::free(false) };
         self.records[first.index()..].iter().zip(0..count).for_each(|(record, _)| record.set_state(next));
         let mut inner = self.inner.lock();
-        inner.accounts.uncharge(state.owner(), state.kind(), count);
+        if inner.accounts.uncharge(state.owner(), state.kind(), count) {
+            self.has_news.store(true, Ordering::Release);
+        }
         if next.is_free() {
             for (block, order) in aligned_blocks(first, count) {
                 inner.buddy.insert(self.records, block, order);

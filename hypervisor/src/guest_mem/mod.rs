@@ -194,6 +194,15 @@ impl GuestSpace {
         Ok(())
     }
 
+    /// The frame behind an address that is only read, for whoever copies out of it at once, and where in it
+    /// the address is.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn source(&self, gva: Gva) -> Result<(Mfn, usize), Fault> {
+        Ok((self.translate(gva, Access::Read)?, gva.page_offset()))
+    }
+
     #[inline(never)]
     fn read_across(&self, gva: Gva, dst: &mut [u8]) -> Result<(), Fault> {
         let mut rest = dst;

@@ -35,7 +35,12 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::EVTCHNOP_BIND_INTERDOMAIN => bind_interdomain(call),
         abi::EVTCHNOP_BIND_VIRQ => {
             let mut bind: abi::BindVirq = call.read(argument)?;
-            let globals = match call.domain.privileges.contains(Privileges::HARDWARE) {
+            // What happens to domains is for those who control them, all else for who has the devices.
+            let right = match bind.virq {
+                abi::VIRQ_DOM_EXC | abi::VIRQ_CON_RING => Privileges::CONTROL,
+                _ => Privileges::HARDWARE,
+            };
+            let globals = match call.domain.privileges.contains(right) {
                 true => GlobalVirqs::Handler,
                 false => GlobalVirqs::Refused,
             };

@@ -43,7 +43,7 @@ impl Buffers for Call<'_> {
 
 impl Domain {
     /// The domain as one side of a grant.
-    fn as_party(&self) -> Party<'_, Self> {
+    pub(crate) fn as_party(&self) -> Party<'_, Self> {
         Party { table: &self.grants, memory: self }
     }
 }

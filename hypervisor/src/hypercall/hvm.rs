@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use guest_abi::Errno;
 use guest_abi::hvm as abi;
-use guest_abi::num::{low_u8, to_usize};
+use guest_abi::num::low_u8;
 
 use super::{Call, DONE, HypercallResult};
 use crate::domain::Privileges;
@@ -31,8 +31,8 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
 
 fn get_param(call: &mut Call<'_>) -> HypercallResult {
     let mut argument: abi::HvmParam = call.read(call.arg1())?;
-    call.only_self(argument.domid)?;
-    let param = call.domain.hvm_params.get(argument.index as usize).ok_or(Errno::EINVAL)?;
+    let subject = call.subject(argument.domid)?;
+    let param = subject.hvm_params.get(argument.index as usize).ok_or(Errno::EINVAL)?;
     argument.value = param.load(Ordering::Acquire);
     call.write(call.arg1(), &argument)?;
     DONE
@@ -40,8 +40,10 @@ fn get_param(call: &mut Call<'_>) -> HypercallResult {
 
 fn set_param(call: &mut Call<'_>) -> HypercallResult {
     let argument: abi::HvmParam = call.read(call.arg1())?;
-    call.only_self(argument.domid)?;
+    let subject = call.subject(argument.domid)?;
     match argument.index {
+        // How a kernel takes its events is its own business.
+        abi::HVM_PARAM_CALLBACK_IRQ if subject.id != call.domain.id => return Err(Errno::EPERM),
         abi::HVM_PARAM_CALLBACK_IRQ => set_callback(call, argument.value)?,
         // Where rings and their ports are is the toolstack's to say.
         abi::HVM_PARAM_STORE_PFN
@@ -51,7 +53,7 @@ fn set_param(call: &mut Call<'_>) -> HypercallResult {
         abi::HVM_NR_PARAMS.. => return Err(Errno::EINVAL),
         _ => return Err(Errno::EPERM),
     }
-    call.domain.hvm_params[to_usize(u64::from(argument.index))].store(argument.value, Ordering::Release);
+    subject.set_param(argument.index, argument.value);
     DONE
 }
 

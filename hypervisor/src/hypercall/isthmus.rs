@@ -6,8 +6,10 @@
 //!
 //! Source: `guest-abi/src/isthmus.rs`.
 
+mod copy;
+
 use guest_abi::isthmus as abi;
-use guest_abi::num::{low_u16, low_u32};
+use guest_abi::num::{low_u16, low_u32, to_usize};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply, Subject};
@@ -24,6 +26,8 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::ISTHMUS_VERSION => Ok(Reply::Value(u64::from(abi::INTERFACE_VERSION))),
         abi::ISTHMUS_VCPU_COUNTERS => vcpu_counters(call),
         abi::ISTHMUS_HOST_INFO => host_info(call),
+        abi::ISTHMUS_DOMAIN_COPY => copy::domain_copy(call),
+        abi::ISTHMUS_CONSOLE_READ => console_read(call),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -51,6 +55,29 @@ fn vcpu_counters(call: &mut Call<'_>) -> HypercallResult {
 
 fn check_version(version: u32) -> Result<(), Errno> {
     if version == abi::INTERFACE_VERSION { Ok(()) } else { Err(Errno::EACCES) }
+}
+
+fn console_read(call: &mut Call<'_>) -> HypercallResult {
+    /// Bytes done at a time; the caller asks again.
+    const BATCH: usize = 512;
+    let mut argument: abi::ConsoleRead = call.read(call.arg1())?;
+    check_version(argument.interface_version)?;
+    let domain = call.other(call.resolve(argument.domid))?;
+    let mut bytes = [0; BATCH];
+    let mut written = 0;
+    while written < argument.len && written < abi::CONSOLE_KEPT as u64 {
+        let room = to_usize((argument.len - written).min(BATCH as u64));
+        let (start, len) = domain.console.lock().kept.read(argument.position, &mut bytes[..room]);
+        call.write_bytes(argument.buffer.wrapping_add(written), &bytes[..len])?;
+        argument.position = start + len as u64;
+        written += len as u64;
+        if len < room {
+            break;
+        }
+    }
+    argument.len = written;
+    call.write(call.arg1(), &argument)?;
+    DONE
 }
 
 /// The domain that the caller asks about, if it may.

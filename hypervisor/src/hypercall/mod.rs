@@ -9,6 +9,7 @@
 //! (the CPU lets a guest change its tables without telling anybody).
 
 mod console_io;
+mod domctl;
 mod event_channel;
 mod grant_table;
 mod hvm;
@@ -19,6 +20,7 @@ mod physdev;
 mod platform;
 mod rights;
 mod sched;
+mod sysctl;
 mod vcpu;
 mod version;
 
@@ -113,6 +115,8 @@ fn dispatch(call: &mut Call<'_>, number: u32) -> HypercallResult {
         number::HYPERVISOR_PHYSDEV_OP => physdev::handle(call),
         number::HYPERVISOR_PLATFORM_OP => platform::handle(call),
         number::HYPERVISOR_ISTHMUS => isthmus::handle(call),
+        number::HYPERVISOR_DOMCTL => domctl::handle(call),
+        number::HYPERVISOR_SYSCTL => sysctl::handle(call),
         _ => Err(Errno::ENOSYS),
     }
 }

@@ -62,13 +62,4 @@ impl<'a> Call<'a> {
         self.require(Privileges::CONTROL)?;
         self.hv.domains.get(id).ok_or(Errno::ESRCH)
     }
-
-    /// Accepts a domain id that means the caller; another domain's is refused with what its
-    /// existence allows to say.
-    pub(crate) fn only_self(&self, id: u16) -> Result<(), Errno> {
-        match self.subject(id)? {
-            Subject::Own(_) => Ok(()),
-            Subject::Other(_) => Err(Errno::ENOSYS),
-        }
-    }
 }

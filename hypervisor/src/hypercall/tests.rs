@@ -20,7 +20,7 @@ use crate::vcpu::{NEVER, RunState};
 
 const SELF: u16 = DomId::SELF.raw();
 /// The numbers that are answered.
-const KNOWN: [u32; 13] = [
+const KNOWN: [u32; 15] = [
     number::HYPERVISOR_PLATFORM_OP,
     number::HYPERVISOR_MEMORY_OP,
     number::HYPERVISOR_SET_TIMER_OP,
@@ -34,6 +34,8 @@ const KNOWN: [u32; 13] = [
     number::HYPERVISOR_PHYSDEV_OP,
     number::HYPERVISOR_HVM_OP,
     number::HYPERVISOR_ISTHMUS,
+    number::HYPERVISOR_DOMCTL,
+    number::HYPERVISOR_SYSCTL,
 ];
 
 // --- The door.
@@ -333,16 +335,20 @@ fn parameters_are_read_and_mostly_not_set() {
 }
 
 #[test]
-fn parameters_of_another_domain_are_not_to_be_had() {
+fn parameters_of_another_domain_are_for_who_controls_it() {
     let host = Host::new();
     let (dom0, guest) = (Guest::new(host, 0, DOM0, 1), Guest::new(host, 1, GUEST, 1));
     for operation in [hvm::HVMOP_SET_PARAM, hvm::HVMOP_GET_PARAM] {
         assert_eq!(param(&guest, operation, 0, 0, 0).0, failed(Errno::EPERM));
         assert_eq!(param(&guest, operation, 9, 0, 0).0, failed(Errno::EPERM));
-        assert_eq!(param(&dom0, operation, 1, 0, 0).0, failed(Errno::ENOSYS));
         assert_eq!(param(&dom0, operation, 9, 0, 0).0, failed(Errno::ESRCH));
         assert_eq!(guest.call(number::HYPERVISOR_HVM_OP, [u64::from(operation), HOLE, 0]), failed(Errno::EFAULT));
     }
+    assert_eq!(param(&dom0, hvm::HVMOP_SET_PARAM, 1, hvm::HVM_PARAM_STORE_PFN, 77).0, 0);
+    assert_eq!(param(&dom0, hvm::HVMOP_GET_PARAM, 1, hvm::HVM_PARAM_STORE_PFN, 0), (0, 77));
+    assert_eq!(param(&guest, hvm::HVMOP_GET_PARAM, SELF, hvm::HVM_PARAM_STORE_PFN, 0), (0, 77));
+    let how = param(&dom0, hvm::HVMOP_SET_PARAM, 1, hvm::HVM_PARAM_CALLBACK_IRQ, 2 << 56 | 0xf3).0;
+    assert_eq!((how, guest.domain.callback_vector()), (failed(Errno::EPERM), None));
     for operation in [2, 5, 9, 10, 15, hvm::HVMOP_SET_EVTCHN_UPCALL_VECTOR, 25, u32::MAX] {
         assert_eq!(guest.call(number::HYPERVISOR_HVM_OP, [u64::from(operation), arg(0), 0]), failed(Errno::ENOSYS));
     }

@@ -58,8 +58,8 @@ fn register_info(call: &mut Call<'_>, id: VcpuId) -> HypercallResult {
     let (mfn, reference) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(argument.mfn))?;
     let offset = to_usize(u64::from(argument.offset));
     call.domain.events.register_vcpu_info(id, mfn, offset, call.domain)?;
-    // The page stays the vCPU's as long as the domain lives: its reference is never put.
-    core::mem::forget(reference);
+    // The page stays the vCPU's as long as anybody can find the domain. There is room for each vCPU's.
+    call.domain.pin(reference)?;
     call.domain.write_time(call.hv, id);
     DONE
 }

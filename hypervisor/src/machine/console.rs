@@ -7,6 +7,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use hypervisor::log_ring::LOG;
 use log::{Level, LevelFilter, Metadata, Record};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
@@ -46,8 +47,9 @@ pub(crate) fn disable() {
     ENABLED.store(false, Ordering::Relaxed);
 }
 
-/// Writes bytes as they are.
+/// Writes bytes as they are, and keeps them for tools.
 pub(crate) fn write_raw(bytes: &[u8]) {
+    LOG.push(bytes);
     screen::write(bytes);
     if !ENABLED.load(Ordering::Relaxed) {
         return;

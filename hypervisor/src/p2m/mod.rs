@@ -101,6 +101,8 @@ pub enum P2mError {
     WrongKind(Gfn, P2mKind),
     /// Memory that the hypervisor manages was named as a device's.
     IsRam(Mfn),
+    /// The domain is being destroyed.
+    Closed,
     /// Memory is lacking, or the frame is not what was said.
     Frame(FrameError),
 }
@@ -117,6 +119,7 @@ impl From<P2mError> for Errno {
             P2mError::Occupied(_) => Self::EEXIST,
             P2mError::NotMapped(_) => Self::ENOENT,
             P2mError::IsRam(_) => Self::EPERM,
+            P2mError::Closed => Self::ESRCH,
             P2mError::Frame(error) => error.into(),
             P2mError::OutOfRange(_) | P2mError::Misaligned(_) | P2mError::Mixed(_) | P2mError::WrongKind(..) => {
                 Self::EINVAL
@@ -167,6 +170,8 @@ pub struct P2m {
     view: P2mView,
     largest: Order,
     tlb: Arc<TlbState>,
+    /// Nothing can be mapped any more.
+    is_closed: bool,
 }
 
 impl P2m {
@@ -186,7 +191,7 @@ impl P2m {
     ) -> Result<Self, P2mError> {
         let root = frames.alloc(Order::PAGE, owner, FrameType::Table, Fill::Zeroed)?;
         let view = P2mView { frames, root, owner, format };
-        Ok(Self { view, largest, tlb: Arc::new(TlbState::new(root, tag)) })
+        Ok(Self { view, largest, tlb: Arc::new(TlbState::new(root, tag)), is_closed: false })
     }
 
     /// A handle for lookups.
@@ -238,6 +243,9 @@ impl P2m {
     pub fn map_ref(&mut self, gfn: Gfn, reference: FrameRef, kind: P2mKind) -> Result<(), P2mError> {
         if !kind.holds_reference() {
             return Err(P2mError::WrongKind(gfn, kind));
+        }
+        if self.is_closed {
+            return Err(P2mError::Closed);
         }
         let (mem, root) = (self.view.frames.mem(), self.view.root);
         // Where single pages are mapped already, which is the rule, one walk does it all.
@@ -313,23 +321,45 @@ impl P2m {
         })
     }
 
+    /// Nothing is mapped from now on: what is removed stays removed.
+    pub(crate) const fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    /// Frees all tables but the root, so that lookups find nothing. Everything mapped has been removed
+    /// ([`P2m::drain`]), and nobody is in the middle of a lookup.
+    pub(crate) fn trim<F: Flusher + ?Sized>(&mut self, flusher: &F) {
+        let _proof = self.tlb.flush(flusher, FlushSite::Teardown);
+        let P2mView { frames, root, format, .. } = self.view;
+        debug_assert!(self.view.next_leaf(Gfn::new(0)).is_none(), "a p2m is freed with mappings in it");
+        in_format!(format, F => walk::tables::<F>(frames.mem(), root, ROOT_LEVEL, &mut |table| {
+            if table != root {
+                self.give_up_table(table);
+            }
+        }));
+        frames.mem().zero(root);
+    }
+
     /// Frees the tables themselves. The domain's vCPUs are gone, and so is everything mapped
     /// ([`P2m::drain`]).
     ///
     /// # Panics
     /// If the proof is another p2m's.
-    pub fn free<F: Flusher + ?Sized>(self, flusher: &F) {
-        let _proof = self.tlb.flush(flusher, FlushSite::Teardown);
-        let P2mView { frames, root, owner, format } = self.view;
-        debug_assert!(self.view.next_leaf(Gfn::new(0)).is_none(), "a p2m is freed with mappings in it");
-        in_format!(format, F => walk::tables::<F>(frames.mem(), root, ROOT_LEVEL, &mut |table| {
-            let freed = frames.give_up(table, Order::PAGE, owner);
-            debug_assert!(freed.is_ok(), "a table page is not the domain's");
-        }));
+    pub fn free<F: Flusher + ?Sized>(mut self, flusher: &F) {
+        self.trim(flusher);
+        self.give_up_table(self.view.root);
+    }
+
+    fn give_up_table(&self, table: Mfn) {
+        let freed = self.view.frames.give_up(table, Order::PAGE, self.view.owner);
+        debug_assert!(freed.is_ok(), "a table page is not the domain's");
     }
 
     fn enter(&mut self, gfn: Gfn, mfn: Mfn, order: Order, kind: P2mKind) -> Result<(), P2mError> {
         check_block(gfn, order)?;
+        if self.is_closed {
+            return Err(P2mError::Closed);
+        }
         if !order.is_aligned(mfn.raw()) {
             return Err(P2mError::Misaligned(gfn));
         }

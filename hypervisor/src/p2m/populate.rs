@@ -21,6 +21,8 @@ pub enum Backing {
 
 /// Mappings that one call of [`P2m::drain`] removes at most.
 const DRAIN_BATCH: usize = UnmappedBatch::CAPACITY;
+/// Frames after which it removes no further mapping: each is looked at when it is given back.
+const DRAIN_FRAMES: u64 = 2048;
 
 impl P2m {
     /// Backs a block of holes with RAM that the domain then owns, and maps it.
@@ -89,14 +91,18 @@ impl P2m {
     /// returned frame until that is `None`.
     pub fn drain(&mut self, from: Gfn) -> (UnmappedBatch, Option<Gfn>) {
         let mut batch = UnmappedBatch::new();
-        let mut at = from;
+        let (mut at, mut frames) = (from, 0);
         for _ in 0..DRAIN_BATCH {
+            if frames >= DRAIN_FRAMES {
+                break;
+            }
             let Some((gfn, leaf)) = self.view.next_leaf(at) else { return (batch, None) };
             // A whole leaf is never split, so removing it cannot fail for lack of memory.
             let Ok(token) = self.unmap(gfn, leaf.order) else { unreachable!("{gfn:?} was just found mapped") };
             if let Err(token) = batch.push(token) {
                 drop(token);
             }
+            frames += leaf.order.frames();
             match gfn.checked_add(leaf.order.frames()) {
                 Some(next) => at = next,
                 None => return (batch, None),

@@ -16,7 +16,8 @@ use crate::addr::{Mfn, Order};
 use crate::backend::Injection;
 use crate::boot::host_map::{Entry, Kind};
 use crate::boot::span::Span;
-use crate::domain::build::{self, Blueprint};
+use crate::domain::build;
+use crate::domain::create::{Blueprint, create};
 use crate::domain::{Domain, Privileges};
 use crate::exit::Exit;
 use crate::frame::Fill;
@@ -65,13 +66,17 @@ impl Guest {
         let blueprint = Blueprint {
             id: DomId::new(id),
             name: "test".to_string(),
+            handle: [0; 16],
             privileges,
             nr_vcpus,
+            max_ports: build::MAX_PORTS,
+            grants: crate::grant::Limits::default(),
             max_ram_frames: 2 * RAM,
             e820: [Entry { span: Span::new(0, RAM * PAGE_SIZE as u64), kind: Kind::Ram }].to_vec(),
             tsc_offset: 0,
+            echoes: true,
         };
-        let domain = build::create(host.hv, blueprint).unwrap();
+        let domain = create(host.hv, blueprint).unwrap();
         build::start(host.hv, domain.clone());
         let guest = Self::of(host, domain);
         guest.add_ram();

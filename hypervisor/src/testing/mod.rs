@@ -25,7 +25,9 @@ use guest_abi::DomId;
 use crate::addr::{Mfn, Order, Ticks};
 use crate::boot::cmdline::OnPanic;
 use crate::debug::DebugConsole;
-use crate::domain::{DomainTable, Privileges};
+use spin::{Mutex, Once};
+
+use crate::domain::{DomainTable, News, Privileges};
 use crate::facts::HostFacts;
 use crate::frame::{FrameTable, FrameType, FreeFrames, Usage, test_table};
 use crate::hypervisor::Hypervisor;
@@ -76,6 +78,9 @@ impl Host {
             wallclock_ns: AtomicU64::new(0),
             is_tsc_stable: true,
             attention: Box::leak(Box::new(Attention::default())),
+            news: Box::leak(Box::new(News::default())),
+            guest_io_map: Once::new(),
+            making: Mutex::new(()),
             input: InputRing::new(),
             on_panic,
             format: Format::Npt,

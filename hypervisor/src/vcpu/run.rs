@@ -91,6 +91,7 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
         }
         let exit = state.hw.run(&mut state.regs, due.min(slice_end), &mut times);
         vcpu.counters.ticks[reason].add(times.entered.raw().wrapping_sub(begin.raw()));
+        vcpu.counters.in_guest.add(times.exited.raw().wrapping_sub(times.entered.raw()));
         begin = times.exited;
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);

@@ -3,7 +3,7 @@
 //!
 //! The value of `--guest` is a file, optionally followed by a colon and what the hypervisor is to be told about it:
 //! `FILE[:WORDS][ -- CMDLINE]`, as in `linux:mem=256 vcpus=2 initrd=root.cpio -- console=hvc0`. `name=`, `mem=` (MiB)
-//! and `vcpus=` have defaults; `initrd=` is xtask's own word and names a file that becomes the guest's initial RAM disk.
+//! and `vcpus=` have defaults; `control` lets the guest control others; `initrd=` is xtask's own word and names a file that becomes the guest's initial RAM disk.
 //! A file name may have colons in it as long as a file of that whole name exists.
 
 use std::io::Write;
@@ -42,11 +42,12 @@ impl Guest {
         };
         let (initrd, words): (Vec<_>, Vec<_>) = words.split_whitespace().partition(|word| word.starts_with("initrd="));
         let initrd = initrd.last().map(|word| PathBuf::from(&word["initrd=".len()..]));
-        if let Some(unknown) =
-            words.iter().find(|w| !["name=", "mem=", "vcpus="].iter().any(|name| w.starts_with(name)))
+        if let Some(unknown) = words
+            .iter()
+            .find(|w| **w != "control" && !["name=", "mem=", "vcpus="].iter().any(|name| w.starts_with(name)))
         {
             return Err(format!(
-                "`{unknown}`: name=, mem=, vcpus= or initrd= expected; kernel arguments follow ` -- `"
+                "`{unknown}`: name=, mem=, vcpus=, control or initrd= expected; kernel arguments follow ` -- `"
             ));
         }
         let words = words.into_iter().map(str::to_owned).collect();

@@ -66,7 +66,7 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_name = "on|off", default_value_t)]
     iommu: Switch,
     /// Boot without dom0: start this PVH image as a domain (repeatable); exit with the first one's shutdown code,
-    /// 0 poweroff, 3 crash. WORDS: name=, mem=MiB, vcpus=N, initrd=FILE, then ` -- ` and the image's command line
+    /// 0 poweroff, 3 crash. WORDS: name=, mem=MiB, vcpus=N, control, initrd=FILE, then ` -- ` and the image's command line
     #[arg(long = "guest", value_name = "FILE[:WORDS]", value_parser = Guest::parse)]
     guests: Vec<Guest>,
     /// One virtual nanosecond an instruction, for repeatable timings (QEMU without KVM)

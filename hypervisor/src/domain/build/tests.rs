@@ -6,7 +6,12 @@ use guest_abi::hypercall::{HYPERVISOR_EVENT_CHANNEL_OP, HYPERVISOR_MEMORY_OP};
 use guest_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION};
 use guest_abi::pvh::{ELFNOTE_PHYS32_ENTRY, START_MAGIC};
 
+use core::sync::atomic::Ordering;
+use std::string::String;
+
 use super::*;
+use crate::domain::create::fill_io_map;
+use crate::frame::{FrameType, Limits};
 use crate::testing::{Guest, Host, arg, failed};
 
 const MIB: u64 = 1 << 20;
@@ -17,7 +22,7 @@ fn kernel() -> Vec<u8> {
 }
 
 fn spec(mem: u64, vcpus: u32) -> GuestSpec<'static> {
-    GuestSpec { name: "tiny", mem, vcpus, cmdline: "" }
+    GuestSpec { name: "tiny", mem, vcpus, control: false, cmdline: "" }
 }
 
 fn build(host: Host, spec: &GuestSpec<'_>, kernel: &[u8]) -> Result<Arc<Domain>, BuildError> {
@@ -93,23 +98,17 @@ fn what_a_guest_cannot_be_made_of_is_said() {
 #[test]
 fn ports_exit_for_a_guest_and_those_withheld_for_dom0() {
     let host = Host::new();
-    let plan = |privileges| Blueprint {
-        id: DomId::new(7),
-        name: String::new(),
-        privileges,
-        nr_vcpus: 1,
-        max_ram_frames: 0,
-        e820: Vec::new(),
-        tsc_offset: 0,
+    let map = |raw: u16, owns_devices| {
+        host.hv.frames.open_account(DomId::new(raw), Limits::NONE).unwrap();
+        fill_io_map(host.hv, DomId::new(raw), owns_devices).unwrap()
     };
-    host.hv.frames.open_account(DomId::new(7), Limits::NONE).unwrap();
-    let exits = |map: Hpa, port: u64| {
-        let frame = map.mfn().offset(port / (8 * PAGE_SIZE as u64));
+    let exits = |map: Mfn, port: u64| {
+        let frame = map.offset(port / (8 * PAGE_SIZE as u64));
         host.hv.mem.word(frame, to_usize(port / 64) % 512).load(Ordering::Relaxed) >> (port % 64) & 1 != 0
     };
-    let all = io_bitmap(host.hv, &plan(Privileges::empty())).unwrap();
+    let all = map(7, false);
     assert!((0..=0xffff).all(|port| exits(all, port)));
-    let some = io_bitmap(host.hv, &plan(Privileges::all())).unwrap();
+    let some = map(8, true);
     for port in [0x20, 0x21, 0x43, 0x61, 0x92, 0xa0, 0xcf, 0xe9, 0x3f8, 0x3ff, 0x4d1] {
         assert!(exits(some, port), "{port:#x}");
     }

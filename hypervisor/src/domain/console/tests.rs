@@ -9,7 +9,7 @@ const D: DomId = DomId::new(3);
 
 fn printed(bytes: &[u8]) -> std::string::String {
     let host = Host::new();
-    let mut line = LineBuffer::new(host.hv.machine);
+    let mut line = LineBuffer::new(host.hv.machine, true);
     bytes.iter().for_each(|byte| line.push(*byte, D));
     line.flush(D);
     line.flush(D);
@@ -32,10 +32,10 @@ fn ring(mem: &PhysMem, host: Host, consumed: u32, produced: u32) -> std::string:
     let ring = LogRing { mfn: Mfn::new(1), port: EvtchnPort::new(1) };
     mem.store_u32(ring.mfn, abi::CONSOLE_OUT_CONS, consumed);
     mem.store_u32(ring.mfn, abi::CONSOLE_OUT_PROD, produced);
-    let mut line = LineBuffer::new(host.hv.machine);
+    let mut console = Console::new(host.hv.machine, Kept::new(test_memory(2), Mfn::new(0)), true);
     let before = host.console().len();
-    ring.drain(mem, &mut line, D);
-    line.flush(D);
+    ring.drain(mem, &mut console, D);
+    console.flush(D);
     assert_eq!(mem.load_u32(ring.mfn, abi::CONSOLE_OUT_CONS), produced);
     host.console()[before..].replace("\r\n", "").replace("(d3) ", "")
 }
@@ -61,4 +61,35 @@ fn counters_that_lie_lose_the_guests_output_and_nothing_else() {
     assert_eq!(ring(&mem, host, 5, 4), "");
     assert_eq!(ring(&mem, host, 0, 2049), "");
     assert_eq!(ring(&mem, host, 1, 0x8000_0000), "");
+}
+
+#[test]
+fn a_reader_of_what_is_kept_goes_on_where_it_was_and_learns_what_it_missed() {
+    let mut kept = Kept::new(test_memory(2), Mfn::new(0));
+    let mut out = [0; 8];
+    assert!(kept.push(b'a'), "the first byte is news");
+    assert!(!kept.push(b'b'));
+    assert_eq!(kept.read(0, &mut out[..1]), (0, 1));
+    assert!(!kept.push(b'c'), "not all had been read");
+    assert_eq!((kept.read(1, &mut out), &out[..2]), ((1, 2), b"bc".as_slice()));
+    assert!(kept.push(b'd'));
+    assert_eq!(kept.read(77, &mut out), (4, 0), "a number that is still to come");
+    for _ in 0..CONSOLE_KEPT {
+        kept.push(b'x');
+    }
+    assert_eq!((kept.read(3, &mut out), &out), ((4, 8), b"xxxxxxxx"));
+    let mut all = std::vec![0; 2 * CONSOLE_KEPT];
+    assert_eq!(kept.read(0, &mut all), (4, CONSOLE_KEPT));
+}
+
+#[test]
+fn a_domain_that_does_not_echo_is_heard_in_the_log_alone() {
+    let host = Host::new();
+    let mut console = Console::new(host.hv.machine, Kept::new(test_memory(2), Mfn::new(0)), false);
+    let from = LOG.oldest();
+    b"quite-quiet\n".iter().for_each(|byte| _ = console.push(*byte, D));
+    assert_eq!(host.console(), "");
+    let mut out = std::vec![0; crate::log_ring::LOG_KEPT];
+    let (_, len) = LOG.read(from, &mut out);
+    assert!(std::string::String::from_utf8_lossy(&out[..len]).contains("(d3) quite-quiet"));
 }

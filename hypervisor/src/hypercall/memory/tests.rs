@@ -2,12 +2,12 @@
 //! memory_op as a guest calls it, with every frame accounted for.
 
 use guest_abi::hypercall::HYPERVISOR_MEMORY_OP;
-use guest_abi::{DomId, PAGE_SIZE, Wire};
+use guest_abi::{DomId, Gfn, PAGE_SIZE, Wire};
 
 use super::*;
-use crate::addr::Mfn;
+use crate::addr::{Mfn, Order};
 use crate::frame::{FrameType, Limits, Usage};
-use crate::p2m::FlushSite;
+use crate::p2m::{FlushSite, P2mKind};
 use crate::testing::{DOM0, GUEST, Guest, HOLE, Host, arg, failed};
 
 const SELF: u16 = DomId::SELF.raw();
@@ -396,7 +396,7 @@ fn the_memory_map_is_copied_out_if_there_is_room() {
 // --- Refusing.
 
 #[test]
-fn another_domain_is_nobodys_business() {
+fn another_domain_is_the_business_of_who_controls_it() {
     let host = Host::new();
     let dom0 = Guest::new(host, 0, DOM0, 1);
     let guest = Guest::new(host, 1, GUEST, 1);
@@ -417,11 +417,13 @@ fn another_domain_is_nobodys_business() {
     for id in [0, 2, 500, DomId::IO.raw(), DomId::INVALID.raw(), u16::MAX] {
         assert_eq!(ask(&guest, id), [failed(Errno::EPERM); 7], "domain {id}");
     }
-    assert_eq!(ask(&dom0, 1), [failed(Errno::ENOSYS); 7]);
     for id in [2, 63, 64, 500, DomId::XEN.raw(), u16::MAX] {
         assert_eq!(ask(&dom0, id), [failed(Errno::ESRCH); 7], "domain {id}");
     }
     assert_eq!((host.account(guest.id()), host.account(dom0.id())), before);
+    assert_eq!(ask(&dom0, 1), [1, 1, 0, 0, 127, 256, 127]);
+    assert_eq!(host.account(dom0.id()).0, before.1.0);
+    host.check_books();
 }
 
 #[test]
@@ -437,6 +439,9 @@ fn unknown_operations_and_bad_pointers_are_refused_whatever_the_bits_above() {
         abi::XENMEM_MEMORY_MAP,
         abi::XENMEM_MAXIMUM_GPFN,
         abi::XENMEM_REMOVE_FROM_PHYSMAP,
+        abi::XENMEM_ADD_TO_PHYSMAP_BATCH,
+        abi::XENMEM_ACQUIRE_RESOURCE,
+        abi::XENMEM_SET_MEMORY_MAP,
     ];
     for operation in 0..64 {
         let expected = if known.contains(&operation) { Errno::EFAULT } else { Errno::ENOSYS };
@@ -448,4 +453,218 @@ fn unknown_operations_and_bad_pointers_are_refused_whatever_the_bits_above() {
         }
     }
     assert_eq!(change(host, &guest, before), (0, 0, 0));
+}
+
+// --- Pages of another domain.
+
+/// dom0, which maps, and a guest with RAM.
+fn pair() -> (Host, Guest, Guest) {
+    let host = Host::new();
+    (host, Guest::new(host, 0, DOM0, 1), Guest::new(host, 1, GUEST, 1))
+}
+
+/// Guest frames where dom0 has nothing.
+const SCRATCH: u64 = 0x1000;
+
+/// Maps pages of domain 1 into dom0 from [`SCRATCH`] on; the result and each page's.
+fn map(dom0: &Guest, gfns: &[u64]) -> (i64, Vec<i32>) {
+    let count = gfns.len() as u64;
+    for (i, gfn) in (0..).zip(gfns) {
+        dom0.put((LIST << 12) + i * 8, gfn);
+        dom0.put(((LIST + 1) << 12) + i * 8, &(SCRATCH + i));
+        dom0.put(((LIST + 2) << 12) + i * 4, &i32::MAX);
+    }
+    let argument = abi::AddToPhysmapBatch {
+        domid: SELF,
+        space: u16::try_from(abi::XENMAPSPACE_GMFN_FOREIGN).unwrap(),
+        size: u16::try_from(count).unwrap(),
+        foreign_domid: 1,
+        idxs: LIST << 12,
+        gpfns: (LIST + 1) << 12,
+        errs: (LIST + 2) << 12,
+    };
+    let result = op(dom0, abi::XENMEM_ADD_TO_PHYSMAP_BATCH, argument);
+    (result, (0..count).map(|i| dom0.get(((LIST + 2) << 12) + i * 4)).collect())
+}
+
+#[test]
+fn pages_of_a_controlled_domain_are_mapped_and_exactly_those_that_cannot_be_are_named() {
+    let (host, dom0, guest) = pair();
+    let before = (host.account(dom0.id()).0.ram, host.account(guest.id()));
+    guest.put(50 << 12, &0x1122_3344_5566_7788_u64);
+    assert_eq!(share(&guest, 60), 0);
+    let gfns: Vec<u64> = (40..60).chain([60, 5000, u64::MAX]).chain(61..90).collect();
+    let (result, errors) = map(&dom0, &gfns);
+    assert_eq!(result, 0);
+    for (gfn, error) in gfns.iter().zip(&errors) {
+        let expected = match gfn {
+            60 => -(Errno::EPERM as i32),
+            5000 | &u64::MAX => -(Errno::EINVAL as i32),
+            _ => 0,
+        };
+        assert_eq!(*error, expected, "{gfn}");
+    }
+    assert_eq!(dom0.get::<u64>((SCRATCH + 10) << 12), 0x1122_3344_5566_7788);
+    assert_eq!(dom0.leaf(SCRATCH + 10).unwrap().kind, P2mKind::ForeignRw);
+    dom0.put((SCRATCH + 10) << 12, &7_u64);
+    assert_eq!(guest.get::<u64>(50 << 12), 7);
+    assert_eq!(dom0.leaf(SCRATCH + 20), None);
+    for i in 0..gfns.len() as u64 {
+        let expected = if (20..23).contains(&i) { failed(Errno::ENOENT) } else { 0 };
+        assert_eq!(remove(&dom0, SCRATCH + i), expected);
+    }
+    assert_eq!(remove(&guest, 60), 0);
+    assert_eq!(populate(&guest, [60]), 1);
+    assert_eq!((host.account(dom0.id()).0.ram, host.account(guest.id()).0), (before.0, before.1.0));
+    host.check_books();
+}
+
+#[test]
+fn a_mapped_frame_keeps_its_contents_when_its_owner_gives_it_up() {
+    let (host, dom0, guest) = pair();
+    guest.put(50 << 12, &42_u64);
+    let mfn = guest.leaf(50).unwrap().mfn;
+    assert_eq!(map(&dom0, &[50]), (0, std::vec![0]));
+    assert_eq!(give_back(&guest, [50]), 1);
+    assert_eq!((dom0.get::<u64>(SCRATCH << 12), host.hv.frames.info(mfn).owner), (42, guest.id()));
+    assert_eq!(map(&dom0, &[50]).1, [-(Errno::EINVAL as i32)], "it is no longer the guest's");
+    // What was there has made place although nothing came: as with any mapping over another.
+    assert_eq!(host.hv.frames.info(mfn).kind, FrameType::Ram);
+    assert_eq!(remove(&dom0, SCRATCH), 0);
+    assert_eq!(host.hv.frames.info(mfn).kind, FrameType::Free);
+    host.check_books();
+}
+
+#[test]
+fn a_mapping_over_another_releases_it_and_one_over_a_grant_is_refused() {
+    let (host, dom0, guest) = pair();
+    let first = guest.leaf(50).unwrap().mfn;
+    assert_eq!(map(&dom0, &[50]).0, 0);
+    assert_eq!(host.hv.frames.info(first).count, 1);
+    assert_eq!(map(&dom0, &[51]), (0, std::vec![0]));
+    assert_eq!(host.hv.frames.info(first).count, 0);
+    assert_eq!(remove(&dom0, SCRATCH), 0);
+    let theirs = host.hv.frames.get(first, guest.id()).unwrap();
+    dom0.domain.p2m.lock().map_ref(Gfn::new(SCRATCH), theirs, P2mKind::GrantRw).unwrap();
+    assert_eq!(map(&dom0, &[51]), (0, std::vec![-(Errno::EBUSY as i32)]));
+}
+
+#[test]
+fn foreign_pages_are_for_who_controls_their_owner() {
+    let (_, dom0, guest) = pair();
+    let request = |domid, foreign_domid, space: u32| abi::AddToPhysmapBatch {
+        domid,
+        space: u16::try_from(space).unwrap(),
+        size: 1,
+        foreign_domid,
+        idxs: arg(1),
+        gpfns: arg(2),
+        errs: arg(3),
+    };
+    let foreign = abi::XENMAPSPACE_GMFN_FOREIGN;
+    let ask = |guest: &Guest, argument| op(guest, abi::XENMEM_ADD_TO_PHYSMAP_BATCH, argument);
+    for id in [0, 1, 5, SELF] {
+        assert_eq!(ask(&guest, request(SELF, id, foreign)), failed(Errno::EPERM), "{id}");
+    }
+    assert_eq!(ask(&dom0, request(1, 1, foreign)), failed(Errno::EPERM), "into another's address space");
+    assert_eq!(ask(&dom0, request(SELF, 0, foreign)), failed(Errno::EINVAL));
+    assert_eq!(ask(&dom0, request(SELF, 5, foreign)), failed(Errno::ESRCH));
+    assert_eq!(ask(&dom0, request(SELF, DomId::IO.raw(), foreign)), failed(Errno::ESRCH));
+    for space in [0, 1, 2, 3, 5, 77] {
+        assert_eq!(ask(&dom0, request(SELF, 1, space)), failed(Errno::ENOSYS));
+    }
+    for hole in 0..3 {
+        let mut argument = request(SELF, 1, foreign);
+        *[&mut argument.idxs, &mut argument.gpfns, &mut argument.errs][hole] = HOLE;
+        dom0.put(arg(1), &50_u64);
+        dom0.put(arg(2), &SCRATCH);
+        assert_eq!(ask(&dom0, argument), failed(Errno::EFAULT));
+    }
+}
+
+#[test]
+fn grant_frames_are_acquired_all_or_none_and_outlive_the_table() {
+    let (host, dom0, guest) = pair();
+    let acquire = |kind, id, nr_frames, frame, frame_list| {
+        let argument = abi::AcquireResource { domid: 1, kind, id, nr_frames, pad: 0, frame, frame_list };
+        dom0.call_with(HYPERVISOR_MEMORY_OP, abi::XENMEM_ACQUIRE_RESOURCE, argument)
+    };
+    let table = abi::XENMEM_RESOURCE_GRANT_TABLE;
+    assert_eq!(acquire(table, 0, 0, 0, 0).1.nr_frames, 64);
+    for i in 0..64 {
+        dom0.put((LIST << 12) + i * 8, &(SCRATCH + i));
+    }
+    let before = host.account(dom0.id()).0.ram;
+    assert_eq!(acquire(table, 0, 40, 2, LIST << 12).0, 0);
+    let mfn = guest.domain.grant_frame(2).unwrap();
+    assert_eq!(dom0.leaf(SCRATCH).map(|leaf| (leaf.mfn, leaf.kind)), Some((mfn, P2mKind::ForeignRw)));
+    for i in 0..40 {
+        assert_eq!(remove(&dom0, SCRATCH + i), 0);
+    }
+    // A list that ends in a place that cannot be had.
+    dom0.put((LIST << 12) + 35 * 8, &u64::MAX);
+    assert_eq!(acquire(table, 0, 40, 2, LIST << 12).0, failed(Errno::EINVAL));
+    assert!((0..40).all(|i| dom0.leaf(SCRATCH + i).is_none()));
+    for (kind, id, frames, first, error) in [
+        (0, 0, 1, 0, Errno::EOPNOTSUPP),
+        (2, 0, 1, 0, Errno::EOPNOTSUPP),
+        (table, 1, 1, 0, Errno::EINVAL),
+        (table, 0, 1, 64, Errno::EINVAL),
+        (table, 0, 65, 0, Errno::EINVAL),
+        (table, 0, 2, u64::MAX, Errno::EINVAL),
+    ] {
+        assert_eq!(acquire(kind, id, frames, first, LIST << 12).0, failed(error));
+    }
+    assert_eq!(acquire(table, 0, 1, 0, 0).0, failed(Errno::EINVAL));
+    assert_eq!(acquire(table, 0, 1, 0, HOLE).0, failed(Errno::EFAULT));
+    assert_eq!(host.account(dom0.id()).0.ram, before);
+    host.check_books();
+}
+
+#[test]
+fn each_flush_of_a_foreign_page_is_needed() {
+    for site in [FlushSite::ForeignUnmap, FlushSite::Remap] {
+        let (_, dom0, _guest) = pair();
+        assert_eq!(map(&dom0, &[50]).0, 0);
+        assert_eq!(share(&dom0, SCRATCH + 1), 0);
+        // dom0's CPU has seen the mappings.
+        dom0.run(0);
+        let unflushed = crate::p2m::flush::without_flush(site, || {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match site {
+                FlushSite::Remap => share(&dom0, SCRATCH + 1),
+                _ => remove(&dom0, SCRATCH),
+            }))
+        });
+        assert!(unflushed.is_err(), "{site:?}: a frame was released while a TLB may have it");
+    }
+}
+
+#[test]
+fn a_toolstack_gives_a_domain_its_memory_map() {
+    let (host, dom0, guest) = pair();
+    let set = |domid, entries: &[(u64, u64, u32)], nr_entries| {
+        for (i, (addr, size, kind)) in (0..).zip(entries) {
+            let mut bytes = [0; abi::E820_ENTRY_SIZE];
+            abi::E820Entry { addr: *addr, size: *size, kind: *kind }.to_bytes(&mut bytes);
+            dom0.put_bytes((LIST << 12) + i * abi::E820_ENTRY_SIZE as u64, &bytes);
+        }
+        let map = abi::MemoryMap { nr_entries, buffer: LIST << 12 };
+        op(&dom0, abi::XENMEM_SET_MEMORY_MAP, abi::ForeignMemoryMap { domid, map })
+    };
+    assert_eq!(set(1, &[(0, 0x10_0000, 1), (0xfc00_0000, 0x1000, 3)], 2), 0);
+    let (result, map) =
+        guest.call_with(HYPERVISOR_MEMORY_OP, abi::XENMEM_MEMORY_MAP, abi::MemoryMap { nr_entries: 9, buffer: arg(1) });
+    assert_eq!((result, map.nr_entries), (0, 2));
+    let entry: abi::E820Entry = guest.get(arg(1) + 20);
+    assert_eq!((entry.addr, entry.size, entry.kind), (0xfc00_0000, 0x1000, 3));
+    assert_eq!(op(&guest, abi::XENMEM_MAXIMUM_GPFN, abi::MemoryDomain { domid: SELF }), 0xf_c000);
+    assert_eq!(set(1, &[(u64::MAX, 2, 1)], 1), failed(Errno::EINVAL));
+    assert_eq!(set(1, &[], 128), failed(Errno::EINVAL));
+    assert_eq!(set(1, &[], u32::MAX), failed(Errno::EINVAL));
+    assert_eq!(set(SELF, &[], 0), failed(Errno::EINVAL), "dom0's is the machine's");
+    assert_eq!(set(7, &[], 0), failed(Errno::ESRCH));
+    let own = abi::ForeignMemoryMap { domid: SELF, map: abi::MemoryMap { nr_entries: 0, buffer: 0 } };
+    assert_eq!(op(&guest, abi::XENMEM_SET_MEMORY_MAP, own), failed(Errno::EPERM));
+    assert_eq!(guest.domain.e820.lock().len(), 2);
+    host.check_books();
 }

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Placing pages in an address space that come from elsewhere: the hypervisor's, another domain's.
+//!
+//! A page of another domain is mapped by right ([`foreign`], [`acquire`]). Its frame is held by a counted
+//! reference in the p2m entry, so it keeps its owner and contents until the last such mapping is gone,
+//! whatever the owner does meanwhile; only RAM that the owner has at that moment, and frames of its grant
+//! table, can be mapped so.
+
+use guest_abi::memory as abi;
+use guest_abi::{DomId, Errno, Gfn};
+
+use super::super::{Call, DONE, HypercallResult};
+use super::{again_from, nr_done};
+use crate::addr::{Mfn, Order};
+use crate::domain::Domain;
+use crate::frame::{FrameRef, FrameType};
+use crate::p2m::{FlushSite, P2m, P2mKind, UnmappedBatch};
+
+/// Entries done before the hypercall is taken up again.
+const BATCH: u64 = UnmappedBatch::CAPACITY as u64;
+
+/// add_to_physmap: one of the hypervisor's pages, into the address space of the caller or of a domain
+/// that it builds.
+pub(super) fn add(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::AddToPhysmap = call.read(call.arg1())?;
+    let subject = call.subject(argument.domid)?;
+    let mfn = own_page(&subject, argument.space, argument.idx)?;
+    let mut batch = UnmappedBatch::new();
+    let placed = place(&subject, Gfn::new(argument.gpfn), &mut batch, |p2m, gfn| {
+        Ok(p2m.map(gfn, mfn, Order::PAGE, P2mKind::Shared)?)
+    });
+    batch.flush(&subject.tlb, call.hv.machine, FlushSite::Remap);
+    placed.and(DONE)
+}
+
+fn own_page(domain: &Domain, space: u32, index: u64) -> Result<Mfn, Errno> {
+    match space {
+        abi::XENMAPSPACE_SHARED_INFO if index == 0 => Ok(domain.shared_info),
+        abi::XENMAPSPACE_SHARED_INFO => Err(Errno::EINVAL),
+        abi::XENMAPSPACE_GRANT_TABLE => domain.grant_frame(index),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Maps something at a guest frame. Whatever the guest had there makes place; its own RAM goes back to
+/// where it came from, once the batch is flushed.
+fn place(
+    domain: &Domain,
+    gfn: Gfn,
+    batch: &mut UnmappedBatch,
+    map: impl FnOnce(&mut P2m, Gfn) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut p2m = domain.p2m.lock();
+    match p2m.lookup(gfn).map(|leaf| leaf.kind) {
+        None => {}
+        Some(P2mKind::Ram | P2mKind::Shared | P2mKind::ForeignRw | P2mKind::ForeignRo) => {
+            let pushed = batch.push(p2m.unmap(gfn, Order::PAGE)?);
+            debug_assert!(pushed.is_ok(), "a batch is as long as the list");
+        }
+        Some(P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio) => return Err(Errno::EBUSY),
+    }
+    map(&mut p2m, gfn).inspect_err(|error| log::debug!("{}: cannot map at {gfn:?}: {error:?}", domain.id))
+}
+
+/// remove_from_physmap.
+pub(super) fn remove(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::RemoveFromPhysmap = call.read(call.arg1())?;
+    let subject = call.subject(argument.domid)?;
+    let gfn = Gfn::new(argument.gpfn);
+    let mut batch = UnmappedBatch::new();
+    {
+        let mut p2m = subject.p2m.lock();
+        match p2m.lookup(gfn).map(|leaf| leaf.kind) {
+            None => return Err(Errno::ENOENT),
+            // Grants are ended by their own operation, which knows the handle.
+            Some(P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio) => return Err(Errno::EPERM),
+            Some(_) => {
+                let pushed = batch.push(p2m.unmap(gfn, Order::PAGE)?);
+                debug_assert!(pushed.is_ok(), "a new batch has room for one");
+            }
+        }
+    }
+    batch.flush(&subject.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    DONE
+}
+
+/// add_to_physmap_batch: pages of another domain into the caller's address space, with an error for each.
+pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::AddToPhysmapBatch = call.read(call.arg1())?;
+    if u32::from(argument.space) != abi::XENMAPSPACE_GMFN_FOREIGN {
+        return Err(Errno::ENOSYS);
+    }
+    if call.resolve(argument.domid) != call.domain.id {
+        return Err(Errno::EPERM);
+    }
+    let owner = call.other(DomId::new(argument.foreign_domid))?;
+    if owner.id == call.domain.id {
+        return Err(Errno::EINVAL);
+    }
+    if owner.life.is_dying() {
+        return Err(Errno::ESRCH);
+    }
+    let (done, size) = (nr_done(call), u64::from(argument.size));
+    let end = size.min(done.saturating_add(BATCH));
+    let (mapper, mut batch) = (call.domain, UnmappedBatch::new());
+    let mut failed = None;
+    for at in done..end {
+        let result = (|| {
+            let from: u64 = call.read(argument.idxs.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
+            let to: u64 = call.read(argument.gpfns.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
+            map_foreign(mapper, Gfn::new(to), &owner, Gfn::new(from), &mut batch).map_err(|error| (error, false))
+        })();
+        let status = match result {
+            Ok(()) => 0,
+            Err((fault, true)) => {
+                failed = Some(fault);
+                break;
+            }
+            Err((error, false)) => -(error as i32),
+        };
+        if let Err(fault) = call.write(argument.errs.wrapping_add(at * 4), &status) {
+            failed = Some(fault);
+            break;
+        }
+    }
+    batch.flush(&mapper.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    match failed {
+        Some(fault) => Err(fault),
+        None if end < size => Ok(again_from(call, end)),
+        None => DONE,
+    }
+}
+
+fn map_foreign(mapper: &Domain, to: Gfn, owner: &Domain, from: Gfn, batch: &mut UnmappedBatch) -> Result<(), Errno> {
+    // A hole is EINVAL: Linux takes ENOENT for a page that is paged out and tries for ever.
+    let leaf = owner.p2m_view.lookup(from).ok_or(Errno::EINVAL)?;
+    if leaf.kind != P2mKind::Ram {
+        return Err(Errno::EPERM);
+    }
+    // The frame table has the last word: the entry may have been removed since.
+    let frame = owner.p2m_view.frames().get(leaf.mfn, owner.id)?;
+    place(mapper, to, batch, |p2m, gfn| Ok(p2m.map_ref(gfn, frame, P2mKind::ForeignRw)?))
+}
+
+/// acquire_resource: frames of a domain's grant table into the caller's address space, all or none.
+pub(super) fn acquire(call: &mut Call<'_>) -> HypercallResult {
+    let mut argument: abi::AcquireResource = call.read(call.arg1())?;
+    let owner = call.other(DomId::new(argument.domid))?;
+    if argument.kind != abi::XENMEM_RESOURCE_GRANT_TABLE {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if argument.id != abi::XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED || argument.pad != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (_, limit) = owner.grants.size();
+    if argument.frame_list == 0 {
+        if argument.nr_frames != 0 {
+            return Err(Errno::EINVAL);
+        }
+        argument.nr_frames = limit;
+        call.write(call.arg1(), &argument)?;
+        return DONE;
+    }
+    let count = u64::from(argument.nr_frames);
+    if argument.frame.checked_add(count).is_none_or(|end| end > u64::from(limit)) {
+        return Err(Errno::EINVAL);
+    }
+    // A grant table has few frames, so this is a bounded piece of work: two batches at most.
+    let mut mapped = 0;
+    let result = loop {
+        if mapped == count {
+            break Ok(());
+        }
+        match acquire_some(call, &argument, &owner, mapped) {
+            Ok(next) => mapped = next,
+            Err((next, error)) => {
+                mapped = next;
+                break Err(error);
+            }
+        }
+    };
+    if let Err(error) = result {
+        take_back(call, &argument, mapped);
+        return Err(error);
+    }
+    DONE
+}
+
+/// Maps a batch from entry `at` on; returns the first entry that is not mapped.
+fn acquire_some(
+    call: &mut Call<'_>,
+    argument: &abi::AcquireResource,
+    owner: &Domain,
+    at: u64,
+) -> Result<u64, (u64, Errno)> {
+    let mut batch = UnmappedBatch::new();
+    let end = u64::from(argument.nr_frames).min(at + BATCH);
+    let mut next = at;
+    let mut failed = None;
+    while next < end && failed.is_none() {
+        match acquire_one(call, argument, owner, next, &mut batch) {
+            Ok(()) => next += 1,
+            Err(error) => failed = Some(error),
+        }
+    }
+    batch.flush(&call.domain.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    failed.map_or(Ok(next), |error| Err((next, error)))
+}
+
+fn acquire_one(
+    call: &mut Call<'_>,
+    argument: &abi::AcquireResource,
+    owner: &Domain,
+    at: u64,
+    batch: &mut UnmappedBatch,
+) -> Result<(), Errno> {
+    let gfn: u64 = call.read(argument.frame_list.wrapping_add(at * 8))?;
+    let mfn = owner.grant_frame(argument.frame + at)?;
+    let frame: FrameRef = owner.p2m_view.frames().get_kind(mfn, owner.id, FrameType::GrantFrame)?;
+    place(call.domain, Gfn::new(gfn), batch, |p2m, gfn| Ok(p2m.map_ref(gfn, frame, P2mKind::ForeignRw)?))
+}
+
+/// Undoes the first `count` entries of an acquisition that failed behind them.
+fn take_back(call: &mut Call<'_>, argument: &abi::AcquireResource, count: u64) {
+    let mut at = 0;
+    while at < count {
+        let mut batch = UnmappedBatch::new();
+        let end = count.min(at + BATCH);
+        while at < end {
+            let gfn = call.read::<u64>(argument.frame_list.wrapping_add(at * 8));
+            at += 1;
+            // A list that the caller changes meanwhile leaves mappings to the caller, who can remove them.
+            let Ok(gfn) = gfn.map(Gfn::new) else { continue };
+            let mut p2m = call.domain.p2m.lock();
+            if p2m.lookup(gfn).is_some_and(|leaf| leaf.kind == P2mKind::ForeignRw)
+                && let Ok(token) = p2m.unmap(gfn, Order::PAGE)
+            {
+                let pushed = batch.push(token);
+                debug_assert!(pushed.is_ok(), "a batch is as long as the list");
+            }
+        }
+        batch.flush(&call.domain.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    }
+}
