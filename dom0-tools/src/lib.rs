@@ -15,3 +15,4 @@ pub mod store;
 pub mod supervisor;
 pub mod sys;
 pub mod toolstack;
+pub mod xenstore;

@@ -102,6 +102,10 @@ enum Command {
     /// Check from inside this domain that the hypervisor's services work
     #[command(subcommand)]
     Selftest(Selftest),
+    /// Look at the store through which domains find each other's devices, and change it
+    Store(cli::store::Options),
+    /// Serve that store (started by dom0's init)
+    Xenstored(cli::xenstored::Options),
     /// Run the host's commands that arrive on a serial line (started by dom0's init)
     Agent {
         /// The serial device
@@ -230,6 +234,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
         Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
         Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
+        Command::Store(options) => done(cli::store::run(&options)),
+        Command::Xenstored(options) => done(cli::xenstored::run(&options)),
     }
 }
 

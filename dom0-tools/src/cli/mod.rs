@@ -7,3 +7,5 @@ pub mod counters;
 pub mod guests;
 pub mod info;
 pub mod selftest;
+pub mod store;
+pub mod xenstored;

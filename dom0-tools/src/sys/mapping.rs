@@ -66,6 +66,14 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
+    /// Maps the first `length` bytes of a file that several processes share, to read and to write.
+    ///
+    /// # Errors
+    /// The file cannot be mapped.
+    pub fn of_shared_file(file: &File, length: usize) -> io::Result<Self> {
+        Ok(Self::new(file, 0, length, true)?)
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {

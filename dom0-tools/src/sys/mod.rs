@@ -16,6 +16,7 @@ pub mod gntdev;
 mod ioctl;
 mod mapping;
 pub mod privcmd;
+pub mod xenbus;
 
 use std::io;
 use std::os::fd::OwnedFd;

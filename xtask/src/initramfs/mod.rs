@@ -141,6 +141,7 @@ fn base(root: &mut Root, store: &Store) -> Result<()> {
     root.file("etc/rc.shutdown", true, include_str!("root/rc.shutdown"));
     root.file("etc/isthmus/agent", true, include_str!("root/agent"));
     root.file("etc/isthmus/console", true, include_str!("root/console"));
+    root.file("etc/isthmus/xenstored", true, include_str!("root/xenstored"));
     root.file("etc/isthmus/network", true, include_str!("root/network"));
     root.file("etc/isthmus/lease", true, include_str!("root/lease"));
     root.file("etc/profile", false, include_str!("root/profile"));

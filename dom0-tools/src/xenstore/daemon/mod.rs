@@ -17,6 +17,7 @@
 pub mod linux;
 mod local;
 mod serve;
+pub mod supervise;
 #[cfg(test)]
 mod tests;
 
@@ -225,8 +226,7 @@ impl<H: Host> Daemon<H> {
             Ring(page).offer();
             Ring(page).publish_taken(stream.taken());
         }
-        self.deliver(Conn::Ring(domain))?;
-        // It may wait for news that died with the predecessor.
+        // It may wait for a signal that died with the predecessor; what waits for it goes with its first turn.
         self.host.signal(domain);
         self.enqueue(Conn::Ring(domain));
         Ok(())
@@ -251,22 +251,22 @@ impl<H: Host> Daemon<H> {
         }
     }
 
-    /// Serves until `stop` is readable.
+    /// Serves, until something happens that it cannot go on with.
     ///
     /// # Errors
-    /// The daemon cannot go on.
-    pub fn run(&mut self, stop: BorrowedFd<'_>) -> Result<(), Error> {
-        while !self.turn(Some(stop), None)? {}
-        Ok(())
+    /// That.
+    pub fn run(&mut self) -> Result<std::convert::Infallible, Error> {
+        loop {
+            self.turn(None)?;
+        }
     }
 
-    /// Waits for something to do, for at most `limit`, and gives each client in the queue one turn. Says whether
-    /// `stop` is readable.
+    /// Waits for something to do, for at most `limit`, and gives each client in the queue one turn.
     ///
     /// # Errors
     /// The daemon cannot go on.
-    pub fn turn(&mut self, stop: Option<BorrowedFd<'_>>, limit: Option<Duration>) -> Result<bool, Error> {
-        let is_over = self.wait(stop, limit)?;
+    pub fn turn(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        self.wait(limit)?;
         self.end_pauses()?;
         for _ in 0..self.queue.len() {
             let Some(conn) = self.queue.pop_front() else { break };
@@ -278,7 +278,7 @@ impl<H: Host> Daemon<H> {
         if self.log.is_long() {
             self.log.compact(&self.store)?;
         }
-        Ok(is_over)
+        Ok(())
     }
 
     /// Whether nobody has anything to do.
@@ -305,14 +305,12 @@ impl<H: Host> Daemon<H> {
     }
 
     /// Sleeps until something happens, and puts whom it concerns into the queue.
-    fn wait(&mut self, stop: Option<BorrowedFd<'_>>, limit: Option<Duration>) -> Result<bool, Error> {
+    fn wait(&mut self, limit: Option<Duration>) -> Result<(), Error> {
         let timeout = self.timeout(limit);
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.host.events_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
-        fds.extend(stop.map(|stop| PollFd::from_borrowed_fd(stop, PollFlags::IN)));
-        let first_local = fds.len();
         for (&number, local) in &self.locals {
             let is_waiting = self.store.pending(Conn::Socket(number)) > 0;
             let flags = if is_waiting { PollFlags::OUT } else { PollFlags::empty() };
@@ -327,7 +325,7 @@ impl<H: Host> Daemon<H> {
         let fired: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
         let ready: Vec<u32> =
-            self.locals.keys().zip(&fired[first_local..]).filter(|(_, fired)| **fired).map(|(n, _)| *n).collect();
+            self.locals.keys().zip(&fired[2..]).filter(|(_, fired)| **fired).map(|(n, _)| *n).collect();
         if fired[0] {
             self.take_events()?;
         }
@@ -335,14 +333,15 @@ impl<H: Host> Daemon<H> {
             self.accept();
         }
         ready.into_iter().for_each(|number| self.enqueue(Conn::Socket(number)));
-        Ok(stop.is_some() && fired[2])
+        Ok(())
     }
 
     fn timeout(&self, limit: Option<Duration>) -> Option<Timespec> {
         let until_pause = self.pauses.values().map(|pause| pause.until.saturating_duration_since(Instant::now())).min();
         // A little more than the rest, so that it is over then.
         let until_pause = until_pause.map(|rest| rest + Duration::from_millis(1));
-        let wait = if self.queue.is_empty() { limit.into_iter().chain(until_pause).min() } else { Some(Duration::ZERO) };
+        let wait =
+            if self.queue.is_empty() { limit.into_iter().chain(until_pause).min() } else { Some(Duration::ZERO) };
         wait.and_then(|wait| Timespec::try_from(wait).ok())
     }
 

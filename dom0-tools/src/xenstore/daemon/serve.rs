@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One client's turn: its next message in, what follows from it out.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use guest_abi::DomId;
@@ -42,7 +43,9 @@ impl<H: Host> Daemon<H> {
         if known.refused.is_some() || self.pauses.contains_key(&domain) {
             return Ok(false);
         }
-        self.deliver(conn)?;
+        if self.deliver_ring(domain)? {
+            self.signal(domain);
+        }
         // Who does not read its answers is not asked for more; it signals when it has read.
         if self.store.pending(conn) > HIGH_BYTES {
             return Ok(false);
@@ -113,11 +116,19 @@ impl<H: Host> Daemon<H> {
         for (about, text) in self.store.take_complaints() {
             self.complain(about, &text);
         }
-        let told = self.store.take_told();
-        for conn in told.iter().chain(&from) {
-            self.deliver(*conn)?;
+        let mut told = self.store.take_told();
+        // That bytes were taken is news too.
+        told.extend(from);
+        for &conn in &told {
+            match conn {
+                Conn::Ring(domain) => {
+                    self.deliver_ring(domain)?;
+                    self.signal(domain);
+                }
+                Conn::Socket(number) => self.deliver_local(number),
+            }
         }
-        self.keep_fair(from, &told.into_iter().collect::<Vec<_>>())
+        self.keep_fair(from, &told)
     }
 
     /// Gives up the rings of domains that the store has let go of, and serves those that it has met.
@@ -136,25 +147,18 @@ impl<H: Host> Daemon<H> {
         }
     }
 
-    /// Gives a client as much of what waits for it as it takes now.
-    pub(super) fn deliver(&mut self, conn: Conn) -> Result<(), Error> {
-        match conn {
-            Conn::Ring(domain) => self.deliver_ring(domain),
-            Conn::Socket(number) => {
-                self.deliver_local(number);
-                Ok(())
-            }
-        }
-    }
-
-    fn deliver_ring(&mut self, domain: DomId) -> Result<(), Error> {
+    /// Puts answers into a ring while there is room. Says whether there was anything to put.
+    fn deliver_ring(&mut self, domain: DomId) -> Result<bool, Error> {
         let conn = Conn::Ring(domain);
-        loop {
-            let (Some(page), Some(stream)) = (self.host.page(domain), self.store.stream(conn)) else { break };
+        let mut has_put = false;
+        while let (Some(page), Some(stream)) = (self.host.page(domain), self.store.stream(conn)) {
             let said = stream.said();
             let put = match Ring(page).push(said, stream.next()) {
                 Ok(put) => put,
-                Err(error) => return self.drop_ring(domain, RING_ERROR_RINGIDX, &error.to_string()),
+                Err(error) => {
+                    self.drop_ring(domain, RING_ERROR_RINGIDX, &error.to_string())?;
+                    return Ok(false);
+                }
             };
             if put == 0 {
                 break;
@@ -165,11 +169,14 @@ impl<H: Host> Daemon<H> {
             }
             self.store.delivered(conn, put);
             self.host.reached(Point::Said);
+            has_put = true;
         }
-        // Once for all: that bytes were taken is news too.
+        Ok(has_put)
+    }
+
+    fn signal(&mut self, domain: DomId) {
         self.host.signal(domain);
         self.host.reached(Point::Signalled);
-        Ok(())
     }
 
     /// Stops serving a domain that does not keep to the protocol. It may ask for a fresh connection.
@@ -197,7 +204,7 @@ impl<H: Host> Daemon<H> {
 
     /// Makes a guest wait that says more than others can hear, or that is in the control domain's way;
     /// drops who does not listen where nobody can be made to wait.
-    fn keep_fair(&mut self, from: Option<Conn>, told: &[Conn]) -> Result<(), Error> {
+    fn keep_fair(&mut self, from: Option<Conn>, told: &BTreeSet<Conn>) -> Result<(), Error> {
         if let Some(contention) = self.store.take_contention().filter(|contention| contention.times >= CONFLICTS) {
             let pause = Pause { until: Instant::now() + HOLD, reason: Reason::Victim(contention.victim) };
             self.pauses.entry(contention.offender).or_insert(pause);
