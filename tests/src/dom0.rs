@@ -19,6 +19,8 @@ pub struct Session {
     pub boot_limit_seconds: u64,
     /// A series of Debian's kernels; the default when empty.
     pub kernel: &'static str,
+    /// A series of Debian's kernels for guests, whose files dom0 finds below `/var/lib/isthmus/demo`; none when empty.
+    pub guest: &'static str,
     /// Debian packages in dom0's root.
     pub packages: &'static [&'static str],
     /// More arguments for dom0's kernel.
@@ -79,6 +81,7 @@ impl Session {
             backends,
             boot_limit_seconds: 240,
             kernel: "",
+            guest: "",
             packages: &[],
             append: "",
             hv_append: "",

@@ -4,6 +4,8 @@
 //! The kernel is the user's or Debian's, unpacked here so that no emulator spends its time on that. The root is made
 //! anew for each run, since overlays and our own program may have changed; what it is made of is kept.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +44,9 @@ pub(crate) struct Wanted {
     /// More arguments for dom0's kernel
     #[arg(long, value_name = "STR", allow_hyphen_values = true, conflicts_with = "guests")]
     pub(crate) append: Option<String>,
+    /// The kernel of the demo guest, whose files dom0 has below /var/lib/isthmus/demo.
+    #[arg(skip)]
+    pub(crate) demo: Option<Series>,
 }
 
 /// dom0's boot modules, from what the user asked for or else from Debian's packages.
@@ -51,7 +56,13 @@ pub(crate) fn modules(wanted: &Wanted, dir: &Path) -> Result<Vec<Module>> {
     let kernel = Kernel::get(wanted)?;
     let initrd = match &wanted.initrd {
         Some(file) => file.clone(),
-        None => root(wanted, &kernel, dir)?,
+        None => {
+            let root = root(wanted, &kernel, dir)?;
+            if let Some(series) = wanted.demo {
+                add_demo(&root, series)?;
+            }
+            root
+        }
     };
     let arguments = match &wanted.append {
         Some(more) => format!("{KERNEL_ARGUMENTS} {more}"),
@@ -118,6 +129,19 @@ fn root(wanted: &Wanted, kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
         report::step(format!("the kernel has no module {}", made.missing_modules.join(", ")));
     }
     Ok(file)
+}
+
+/// Puts the demo guest's archive behind that of dom0's root, whose length is made a multiple of four first, as the
+/// kernel wants it.
+fn add_demo(root: &Path, series: Series) -> Result<()> {
+    let package = kernel::fetch(series, &workspace::target())?;
+    report::step(format!("demo guest: Linux {}", package.release));
+    let context = || format!("writing {}", root.display());
+    let mut file = File::options().append(true).open(root).with_context(context)?;
+    let length = file.metadata().with_context(context)?.len();
+    let padding = usize::try_from(length.next_multiple_of(4) - length)?;
+    file.write_all(&[0; 3][..padding]).with_context(context)?;
+    file.write_all(&initramfs::guest::archive(&package, &workspace::target())?).with_context(context)
 }
 
 fn series(name: &Path) -> Result<Series> {

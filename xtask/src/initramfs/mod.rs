@@ -7,13 +7,14 @@
 //! driver, and each boot starts from the same state.
 //!
 //! busybox's init is process 1: it runs `/etc/rc` (file systems, drivers of the devices that are
-//! there, network in the background, executable files of `/etc/rc.d`), keeps the exec agent on COM2
-//! and a shell on the console, and ends the machine in order. The kernel argument
+//! there, network in the background, executable files of `/etc/rc.d`), keeps the exec agent on COM2,
+//! the guests' supervisor and a shell on the console, and ends the machine in order. The kernel argument
 //! `isthmus.devices=off` leaves drivers and network out: a third of the boot in an emulator.
 //!
 //! [`Spec`] says what goes in, [`build`] makes the file.
 
 mod archive;
+pub(crate) mod guest;
 mod modules;
 mod packages;
 
@@ -124,12 +125,7 @@ pub(crate) fn build(spec: &Spec<'_>, out: &Path) -> Result<Made> {
 
 /// busybox, the scripts, and the folders and files that programs expect.
 fn base(root: &mut Root, store: &Store) -> Result<()> {
-    let busybox = store.fetch("busybox-static")?.path.join("bin/busybox");
-    let busybox = fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
-    root.file("usr/bin/busybox", true, busybox);
-    for link in ["init", "usr/bin/sh", "usr/sbin/modprobe"] {
-        root.symlink(link, "/usr/bin/busybox");
-    }
+    busybox(root, store)?;
     for folder in ["dev", "etc/rc.d", "mnt", "proc", "root", "run", "sys", "tmp", "var/log", "var/lib"] {
         root.directory(folder);
     }
@@ -143,11 +139,23 @@ fn base(root: &mut Root, store: &Store) -> Result<()> {
     root.file("etc/isthmus/console", true, include_str!("root/console"));
     root.file("etc/isthmus/xenstored", true, include_str!("root/xenstored"));
     root.file("etc/isthmus/network", true, include_str!("root/network"));
+    root.file("etc/isthmus/supervisor", true, include_str!("root/supervisor"));
     root.file("etc/isthmus/lease", true, include_str!("root/lease"));
     root.file("etc/profile", false, include_str!("root/profile"));
     root.file("etc/passwd", false, "root::0:0:root:/root:/bin/sh\n");
     root.file("etc/group", false, "root:x:0:\n");
     root.file("etc/hosts", false, "127.0.0.1 localhost dom0\n");
+    Ok(())
+}
+
+/// busybox, and the links to it that are needed before it makes the others itself.
+fn busybox(root: &mut Root, store: &Store) -> Result<()> {
+    let busybox = store.fetch("busybox-static")?.path.join("bin/busybox");
+    let busybox = fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
+    root.file("usr/bin/busybox", true, busybox);
+    for link in ["init", "usr/bin/sh", "usr/sbin/modprobe"] {
+        root.symlink(link, "/usr/bin/busybox");
+    }
     Ok(())
 }
 

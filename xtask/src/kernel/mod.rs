@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::debian::{self, Store};
 
-/// One of Debian 12's two kernel series.
+/// One of Debian 12's two kernel series, in one of two flavours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Series {
     /// 6.1, the release's own.
@@ -30,6 +30,10 @@ pub(crate) enum Series {
     V6_1,
     /// 6.12, from the same archive.
     V6_12,
+    /// 6.1 for guests: smaller, and not able to be dom0.
+    Cloud6_1,
+    /// 6.12 for guests.
+    Cloud6_12,
 }
 
 impl Series {
@@ -38,6 +42,8 @@ impl Series {
         match self {
             Self::V6_1 => "linux-image-amd64",
             Self::V6_12 => "linux-image-6.12-amd64",
+            Self::Cloud6_1 => "linux-image-cloud-amd64",
+            Self::Cloud6_12 => "linux-image-6.12-cloud-amd64",
         }
     }
 }
@@ -49,7 +55,9 @@ impl std::str::FromStr for Series {
         match word {
             "6.1" => Ok(Self::V6_1),
             "6.12" => Ok(Self::V6_12),
-            _ => bail!("kernel series {word:?} is not one of 6.1, 6.12"),
+            "6.1-cloud" => Ok(Self::Cloud6_1),
+            "6.12-cloud" => Ok(Self::Cloud6_12),
+            _ => bail!("kernel series {word:?} is not one of 6.1, 6.12, 6.1-cloud, 6.12-cloud"),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::compile::{self, Profile};
 use crate::console::{End, Log};
 use crate::dom0::Wanted;
 use crate::emulator::{self, Boot, Choice, Emulator, Firmware, Machine, Running};
+use crate::kernel::Series;
 use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
 use crate::symbolize::Symbols;
@@ -114,8 +115,11 @@ fn run(options: &Options) -> Result<u8> {
     setup::ensure(&[emulator.purposes(), firmware_purposes(options.firmware), &[Purpose::Compile], dom0].concat())?;
 
     let dir = RunDir::create("run")?;
-    let modules =
-        if has_dom0 { crate::dom0::modules(&options.dom0, dir.path())? } else { guests::modules(options, dir.path())? };
+    let modules = if has_dom0 {
+        crate::dom0::modules(&dom0_with_demo(options), dir.path())?
+    } else {
+        guests::modules(options, dir.path())?
+    };
     let mut cmdline = hypervisor_cmdline(emulator, has_dom0.then(|| dom0_memory(memory_mib(options))).as_deref());
     cmdline.extend(options.hv_append.iter().flat_map(|more| [" ", more]));
     let launch = Launch { hypervisor: compile::hypervisor(options.profile)?.path, cmdline, modules };
@@ -141,6 +145,20 @@ pub(crate) fn firmware_purposes(firmware: Option<Firmware>) -> &'static [Purpose
         Some(Firmware::Bios) => &[Purpose::Image],
         Some(Firmware::Uefi) => &[Purpose::Image, Purpose::Uefi],
     }
+}
+
+/// dom0 as asked for, with the demo guest's files, unless its root is the user's own; the guest is started when nobody
+/// says what is to be done instead.
+fn dom0_with_demo(options: &Options) -> Wanted {
+    let mut wanted = options.dom0.clone();
+    if wanted.initrd.is_none() {
+        wanted.demo = Some(Series::Cloud6_1);
+        if options.exec.is_none() {
+            wanted.append =
+                Some(["isthmus.demo=start"].into_iter().chain(wanted.append.as_deref()).collect::<Vec<_>>().join(" "));
+        }
+    }
+    wanted
 }
 
 fn machine(options: &Options, boot: Boot) -> Machine {

@@ -60,6 +60,7 @@ impl Session {
         let wanted = Wanted {
             kernel: Some(self.session.kernel).filter(|name| !name.is_empty()).map(PathBuf::from),
             packages: self.session.packages.iter().map(|&name| name.to_owned()).collect(),
+            demo: if self.session.guest.is_empty() { None } else { Some(self.session.guest.parse()?) },
             append: Some(self.session.append).filter(|text| !text.is_empty()).map(str::to_owned),
             ..Wanted::default()
         };
