@@ -89,7 +89,7 @@ fn string(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: IoAcc
     let batch = count.min(STRING_BATCH / size);
     let is_backwards = state.hw.rflags() & 1 << 10 != 0;
     let step = if is_backwards { size.wrapping_neg() } else { size };
-    state.renew_space(domain.tlb.generation());
+    state.renew_space(domain.tlb.own_generation());
     for _ in 0..batch {
         let address = if access.is_in { state.regs.rdi } else { state.regs.rsi };
         let mut bytes = [0xff; 4];

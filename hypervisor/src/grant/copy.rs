@@ -6,7 +6,8 @@
 //! owners write meanwhile is their own affair.
 //!
 //! The granters' locks are held while the bytes move: a batch is bounded, and it saves counting.
-//! A page that the next element names again stays held between the two.
+//! A page that the next element names again stays held between the two. A call with a single element
+//! and a single grant, which is what most are, needs none of that and goes straight through.
 
 use guest_abi::grant_table::{self as abi, CopyPtr, GrantCopy};
 use guest_abi::num::low_u32;
@@ -31,6 +32,12 @@ fn granters(op: &GrantCopy) -> Granters {
 /// If there are more elements: the caller cuts the guest's array.
 pub fn copy<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [GrantCopy], parties: &P) {
     assert!(ops.len() <= BATCH);
+    if let [op] = ops
+        && let Some(granted) = single_grant(op)
+    {
+        op.status = copy_single(me, op, granted, parties).map_or_else(Refusal::status, |()| abi::GNTST_OKAY);
+        return;
+    }
     for group in ops.chunk_by_mut(|a, b| granters(a) == granters(b)) {
         let (from, to) = granters(&group[0]);
         let done = with_party(me, from.unwrap_or(DomId::SELF), parties, |source| {
@@ -42,6 +49,74 @@ pub fn copy<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [GrantCopy], parties
         if done.flatten().is_none() {
             group.iter_mut().for_each(|op| op.status = Refusal::BadDomain.status());
         }
+    }
+}
+
+/// The side that is granted, if it is one.
+const fn single_grant(op: &GrantCopy) -> Option<Side> {
+    match op.flags {
+        abi::GNTCOPY_SOURCE_GREF => Some(Side::Source),
+        abi::GNTCOPY_DEST_GREF => Some(Side::Dest),
+        _ => None,
+    }
+}
+
+/// One copy between a grant and an own page. As in a list, the source is looked at first.
+#[inline]
+fn copy_single<P: Parties>(
+    me: Party<'_, P::Memory>,
+    op: &GrantCopy,
+    granted: Side,
+    parties: &P,
+) -> Result<(), Refusal> {
+    let (theirs, own) = match granted {
+        Side::Source => (&op.source, &op.dest),
+        Side::Dest => (&op.dest, &op.source),
+    };
+    let reference = GrantRef::new(low_u32(theirs.frame));
+    with_party(me, DomId::new(theirs.domid), parties, |peer| {
+        let Range { from, to, len } = Range::of(op)?;
+        let own_page = || me.owns(own).and_then(|()| me.memory.pin(Gfn::new(own.frame)));
+        let source = if granted == Side::Dest { Some(own_page()?) } else { None };
+        let mut table = peer.table.lock();
+        let gfn = table.pin(reference, me.table.domain(), granted.access())?;
+        let copied = peer.memory.pin(gfn).and_then(|page| {
+            match source {
+                Some(source) => me.table.mem().copy((page.mfn(), to), (source.mfn(), from), len),
+                None => me.table.mem().copy((own_page()?.mfn(), to), (page.mfn(), from), len),
+            }
+            Ok(())
+        });
+        table.settle(reference);
+        copied
+    })
+    .unwrap_or(Err(Refusal::BadDomain))
+}
+
+/// Bytes of two pages.
+struct Range {
+    from: usize,
+    to: usize,
+    len: usize,
+}
+
+impl Range {
+    /// Checks that a copy stays in its pages.
+    #[inline]
+    fn of(op: &GrantCopy) -> Result<Self, Refusal> {
+        let range = Self { from: op.source.offset.into(), to: op.dest.offset.into(), len: op.len.into() };
+        if range.from + range.len > PAGE_SIZE || range.to + range.len > PAGE_SIZE {
+            return Err(Refusal::BadCopy);
+        }
+        Ok(range)
+    }
+}
+
+impl<M> Party<'_, M> {
+    /// Checks that a side which is no grant names the caller.
+    fn owns(&self, side: &CopyPtr) -> Result<(), Refusal> {
+        let domain = DomId::new(side.domid);
+        if domain == DomId::SELF || domain == self.table.domain() { Ok(()) } else { Err(Refusal::Denied) }
     }
 }
 
@@ -66,6 +141,14 @@ impl Side {
         match self {
             Self::Source => Self::Dest,
             Self::Dest => Self::Source,
+        }
+    }
+
+    /// What is done with the side.
+    const fn access(self) -> Access {
+        match self {
+            Self::Source => Access::Read,
+            Self::Dest => Access::Write,
         }
     }
 }
@@ -124,11 +207,7 @@ impl<M: Memory> Copier<'_, '_, M> {
         if op.flags & !(abi::GNTCOPY_SOURCE_GREF | abi::GNTCOPY_DEST_GREF) != 0 {
             return Err(Refusal::General);
         }
-        let len = usize::from(op.len);
-        let (from, to) = (usize::from(op.source.offset), usize::from(op.dest.offset));
-        if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
-            return Err(Refusal::BadCopy);
-        }
+        let Range { from, to, len } = Range::of(op)?;
         let read = self.hold(Side::Source, &op.source)?;
         let write = self.hold(Side::Dest, &op.dest)?;
         self.me.table.mem().copy((write, to), (read, from), len);
@@ -139,9 +218,8 @@ impl<M: Memory> Copier<'_, '_, M> {
     #[inline]
     fn hold(&mut self, side: Side, named: &CopyPtr) -> Result<Mfn, Refusal> {
         let is_granted = self.tables.get(side).is_some();
-        let domain = DomId::new(named.domid);
-        if !is_granted && domain != DomId::SELF && domain != self.me.table.domain() {
-            return Err(Refusal::Denied);
+        if !is_granted {
+            self.me.owns(named)?;
         }
         let key = if is_granted { u64::from(low_u32(named.frame)) } else { named.frame };
         if let Some(held) = &self.held[side as usize]
@@ -158,11 +236,7 @@ impl<M: Memory> Copier<'_, '_, M> {
 
     fn take(&mut self, side: Side, key: u64) -> Result<FrameRef, Refusal> {
         let Some(table) = self.tables.get(side) else { return self.me.memory.pin(Gfn::new(key)) };
-        let access = match side {
-            Side::Source => Access::Read,
-            Side::Dest => Access::Write,
-        };
-        let gfn = table.pin(GrantRef::new(low_u32(key)), self.me.table.domain(), access)?;
+        let gfn = table.pin(GrantRef::new(low_u32(key)), self.me.table.domain(), side.access())?;
         self.owners[side as usize].memory.pin(gfn).inspect_err(|_| self.settle(side, key))
     }
 

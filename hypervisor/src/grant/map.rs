@@ -10,6 +10,7 @@
 //! marks, and the handles become free. A granter that sees the mark vanish can be sure that nobody
 //! writes to its page any more.
 
+use arrayvec::ArrayVec;
 use guest_abi::grant_table::{self as abi, MapGrantRef, UnmapGrantRef};
 use guest_abi::{DomId, Gfn, Gpa, GrantRef};
 
@@ -133,21 +134,7 @@ impl Refuse for MapGrantRef {
 }
 
 /// The handles of mappings that have left the p2m, with their granters.
-struct Closed {
-    list: [(u32, DomId); BATCH],
-    len: usize,
-}
-
-impl Closed {
-    const fn new() -> Self {
-        Self { list: [(0, DomId::DOM0); BATCH], len: 0 }
-    }
-
-    fn push(&mut self, handle: u32, granter: DomId) {
-        self.list[self.len] = (handle, granter);
-        self.len += 1;
-    }
-}
+type Closed = ArrayVec<(u32, DomId), BATCH>;
 
 /// Unmaps at most [`BATCH`] grants with one flush; every element gets a status.
 ///
@@ -164,14 +151,14 @@ pub fn unmap<P: Parties>(me: Party<'_, P::Memory>, ops: &mut [UnmapGrantRef], pa
                 Ok(mapping) => {
                     me.memory.unmap_grant(mapping.gfn, mapping.mfn, &mut removed);
                     mine.tracks.close(op.handle, mapping);
-                    closed.push(op.handle, mapping.granter);
+                    closed.push((op.handle, mapping.granter));
                     abi::GNTST_OKAY
                 }
                 Err(refusal) => refusal.status(),
             };
         }
     }
-    parties.flush(me.memory, removed);
+    parties.flush(me.memory, &mut removed);
     settle_closed(me, &closed, parties);
 }
 
@@ -188,7 +175,7 @@ fn checked_mapping(mine: &mut Inner, op: &UnmapGrantRef) -> Result<Mapping, Refu
 
 /// Takes back, at the granters, what mappings held that no CPU can reach any more.
 fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &Closed, parties: &P) {
-    for group in closed.list[..closed.len].chunk_by(|a, b| a.1 == b.1) {
+    for group in closed.chunk_by(|a, b| a.1 == b.1) {
         let settled = with_party(me, group[0].1, parties, |peer| {
             let mut pair = Pair::lock(me.table, peer.table);
             for (handle, _) in group {
@@ -219,16 +206,16 @@ pub fn unmap_all<P: Parties>(me: Party<'_, P::Memory>, parties: &P) -> Progress 
         let mut from = 0;
         loop {
             let Some((handle, mapping)) = mine.tracks.next_mapped(from) else { break Progress::Done };
-            if closed.len == BATCH {
+            if closed.is_full() {
                 break Progress::Again;
             }
             me.memory.unmap_grant(mapping.gfn, mapping.mfn, &mut removed);
             mine.tracks.close(handle, mapping);
-            closed.push(handle, mapping.granter);
+            closed.push((handle, mapping.granter));
             from = handle + 1;
         }
     };
-    parties.flush(me.memory, removed);
+    parties.flush(me.memory, &mut removed);
     settle_closed(me, &closed, parties);
     progress
 }

@@ -110,7 +110,7 @@ pub trait Parties {
     fn with<R>(&self, domain: DomId, act: impl FnOnce(Party<'_, Self::Memory>) -> R) -> Option<R>;
 
     /// Flushes what was removed from a domain's p2m, and releases it. Called without any lock.
-    fn flush(&self, memory: &Self::Memory, removed: UnmappedBatch);
+    fn flush(&self, memory: &Self::Memory, removed: &mut UnmappedBatch);
 }
 
 /// Calls `act` with the domain that a guest named, which may be the caller itself.

@@ -117,12 +117,12 @@ impl Parties for World {
         self.doms.get(domain.index()).map(|dom| act(dom.party()))
     }
 
-    fn flush(&self, memory: &TestMemory, removed: UnmappedBatch) {
+    fn flush(&self, memory: &TestMemory, removed: &mut UnmappedBatch) {
         assert!(lock::holds_none(), "a flush waits for other CPUs");
         if let Some(hook) = &*memory.at_flush.borrow() {
             hook();
         }
-        removed.flush(&memory.tlb, &NoTlb, FlushSite::GrantUnmap);
+        removed.flush_in_place(&memory.tlb, &NoTlb, FlushSite::GrantUnmap);
     }
 }
 

@@ -2,7 +2,8 @@
 //! Guest frames and the bytes in them, with the last p2m entries at hand.
 //!
 //! Tables and buffers of one call mostly lie in one or two large p2m leaves, so two are
-//! remembered and a guest frame costs a subtraction and a comparison. Small aligned pieces, which
+//! remembered and a guest frame costs a subtraction and a comparison. Another domain's page that is mapped as
+//! a reference is never remembered: such mappings come and go all the time. Small aligned pieces, which
 //! most arguments are, move as words; the rest goes through the machine's bulk copy.
 
 use core::cell::Cell;
@@ -22,6 +23,10 @@ pub(super) struct Memory {
     pub(super) mem: PhysMem,
     blocks: [Block; 2],
     victim: Cell<bool>,
+    /// The last look went to a reference, which is for this once: its range stays empty.
+    passing: Block,
+    /// Whether there was one since [`Memory::begin_walk`].
+    has_passed: Cell<bool>,
 }
 
 /// A p2m leaf as a range of guest frames.
@@ -47,7 +52,18 @@ impl Block {
 impl Memory {
     pub(super) const fn new(view: P2mView) -> Self {
         let blocks = [const { Block::new() }; 2];
-        Self { view, mem: view.frames().mem(), blocks, victim: Cell::new(false) }
+        let (victim, has_passed) = (Cell::new(false), Cell::new(false));
+        Self { view, mem: view.frames().mem(), blocks, victim, passing: Block::new(), has_passed }
+    }
+
+    /// From here on it counts whether a reference was looked at.
+    pub(super) fn begin_walk(&self) {
+        self.has_passed.set(false);
+    }
+
+    /// Whether what was found since [`Memory::begin_walk`] is the domain's own, and may be remembered.
+    pub(super) fn is_own(&self) -> bool {
+        !self.has_passed.get()
     }
 
     /// Forgets what the p2m said.
@@ -75,16 +91,22 @@ impl Memory {
         Ok((Mfn::new(block.mfn.get() + step), block.kind.get()))
     }
 
-    /// Asks the p2m, and remembers the leaf that covers the frame.
+    /// Asks the p2m, and remembers the leaf that covers the frame if it is the domain's own.
     #[inline(never)]
     fn look_up(&self, gfn: Gfn) -> Result<&Block, Fault> {
         let leaf = self.view.lookup(gfn).ok_or(Fault::Hole)?;
         let within = leaf.order.frames() - 1;
-        let victim = self.victim.get();
-        let block = &self.blocks[usize::from(victim)];
-        self.victim.set(!victim);
+        let block = if leaf.kind.holds_reference() {
+            self.has_passed.set(true);
+            &self.passing
+        } else {
+            let victim = self.victim.get();
+            self.victim.set(!victim);
+            let block = &self.blocks[usize::from(victim)];
+            block.frames.set(within + 1);
+            block
+        };
         block.first.set(gfn.raw() & !within);
-        block.frames.set(within + 1);
         block.mfn.set(leaf.mfn.raw() & !within);
         block.kind.set(leaf.kind);
         Ok(block)

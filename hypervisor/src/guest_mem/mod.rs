@@ -5,8 +5,8 @@
 //! once, the way a CPU's TLB would remember it. Under nested paging a guest changes its page
 //! tables without an exit, so a later call ([`GuestSpace::renew`]) believes a remembered walk only
 //! after it has read the same entries again and found them equal; that costs a load an entry
-//! where the walk itself costs ten times as much. What the p2m said is believed as long as its
-//! generation stands still.
+//! where the walk itself costs ten times as much. What the p2m said of the domain's own memory is
+//! believed as long as its generation stands still; what lies in another domain's page is never remembered.
 //!
 //! The walk is in `walk`; rights are those of ring 0 with the guest's own CR0.WP and EFER.NXE, and
 //! user pages are reachable as if EFLAGS.AC were set (the kernel names its callers' buffers in
@@ -137,8 +137,8 @@ impl GuestSpace {
         }
     }
 
-    /// Begins another hypercall of the same vCPU. `generation` is that of the p2m's
-    /// [`crate::p2m::TlbState`]; removals from the p2m since the last call are seen by it.
+    /// Begins another hypercall of the same vCPU. `generation` is [`crate::p2m::TlbState::own_generation`]; removals
+    /// from the p2m since the last call are seen by it.
     #[inline]
     pub fn renew(&mut self, paging: Paging, generation: u64) {
         self.call += 1;
@@ -301,10 +301,13 @@ impl GuestSpace {
     #[inline(never)]
     fn walk(&self, gva: Gva, access: Access, page: &Page) -> Result<Mfn, Fault> {
         page.number.set(Page::NONE);
+        self.memory.begin_walk();
         let found = self.tables.walk(&self.memory, gva, access, &page.trail)?;
         let (mfn, kind) = self.memory.frame(found.gfn)?;
         check(kind, access)?;
-        page.number.set(gva.raw() >> PAGE_SHIFT);
+        if self.memory.is_own() {
+            page.number.set(gva.raw() >> PAGE_SHIFT);
+        }
         page.mfn.set(mfn);
         page.is_writable.set(found.is_writable && kind.is_writable_buffer());
         page.call.set(self.call);

@@ -288,7 +288,7 @@ proptest::proptest! {
                 naive.words.insert((edit.gfn << 12) + edit.index * 8, edit.entry);
             }
             // Each access is a call of its own, which must not believe what the last one saw.
-            space.renew(paging, guest.p2m.tlb().generation());
+            space.renew(paging, guest.p2m.tlb().own_generation());
             // What stays in memory for a failed access is the CPU's business; both sides restart.
             let before = naive.words.clone();
             let wanted = naive.walk(linear, write).filter(|gpa| naive.words.contains_key(&(gpa & !7)));
@@ -354,27 +354,27 @@ fn a_renewed_space_believes_only_what_is_still_there() {
     let mut space = guest.long();
     let paging = space.paging;
     let at = Gva::new(0x9000);
-    space.renew(paging, guest.p2m.tlb().generation());
+    space.renew(paging, guest.p2m.tlb().own_generation());
     assert_eq!(space.read::<u64>(at), Ok(4));
     // Each level of the guest's tables, changed and changed back.
     for (entry, other) in [(0_u64, 0_u64), (0x1000, 0), (0x2000, 0), (0x3048, 0x5003)] {
         let before = guest.get(entry);
         guest.put(entry, other);
-        space.renew(paging, guest.p2m.tlb().generation());
+        space.renew(paging, guest.p2m.tlb().own_generation());
         assert_eq!(space.read::<u64>(at).ok(), (other != 0).then_some(5), "{entry:#x}");
         guest.put(entry, before);
-        space.renew(paging, guest.p2m.tlb().generation());
+        space.renew(paging, guest.p2m.tlb().own_generation());
         assert_eq!(space.read::<u64>(at), Ok(4));
     }
     // Another root.
     guest.put(0x7000, 0);
-    space.renew(Paging { cr3: 0x7000, ..paging }, guest.p2m.tlb().generation());
+    space.renew(Paging { cr3: 0x7000, ..paging }, guest.p2m.tlb().own_generation());
     assert_eq!(space.read::<u64>(at), Err(Fault::NotPresent));
-    space.renew(paging, guest.p2m.tlb().generation());
+    space.renew(paging, guest.p2m.tlb().own_generation());
     assert_eq!(space.read::<u64>(at), Ok(4));
     // Another frame behind the same guest frame, with paging and without.
     let mut flat = guest.space(0, 0, 0, 0);
-    flat.renew(flat.paging, guest.p2m.tlb().generation());
+    flat.renew(flat.paging, guest.p2m.tlb().own_generation());
     assert_eq!(flat.read::<u64>(Gva::new(0x4000)), Ok(4));
     let frame = guest.p2m.lookup(Gfn::new(6)).unwrap().mfn;
     let tokens = [4, 6].map(|gfn| guest.p2m.depopulate(Gfn::new(gfn), Order::PAGE).unwrap());
@@ -382,10 +382,37 @@ fn a_renewed_space_believes_only_what_is_still_there() {
     let taken = tokens.map(|token| token.recover(&proof).mfn);
     assert_eq!(taken[1], frame);
     guest.p2m.map(Gfn::new(4), frame, Order::PAGE, P2mKind::Ram).unwrap();
-    space.renew(paging, guest.p2m.tlb().generation());
+    space.renew(paging, guest.p2m.tlb().own_generation());
     assert_eq!(space.read::<u64>(at), Ok(6));
-    flat.renew(flat.paging, guest.p2m.tlb().generation());
+    flat.renew(flat.paging, guest.p2m.tlb().own_generation());
     assert_eq!(flat.read::<u64>(Gva::new(0x4000)), Ok(6));
+}
+
+#[test]
+fn another_domains_page_is_never_remembered() {
+    let mut guest = Guest::new();
+    let (buffer, table) = (guest.foreign(), guest.foreign());
+    guest.frames.mem().word(buffer, 0).store(1, core::sync::atomic::Ordering::Relaxed);
+    // Linear page 9 lies in a granted page; linear page 512 has its table in one.
+    guest.map_long(9, 20, 3);
+    guest.put(0x2008, 21 << 12 | 7);
+    guest.frames.mem().word(table, 0).store(4 << 12 | 3, core::sync::atomic::Ordering::Relaxed);
+    guest.put(0x4000, 2);
+    let (in_page, by_table) = (Gva::new(0x9000), Gva::new(512 << 12));
+    for (gfn, mfn) in [(20, buffer), (21, table)] {
+        let frame = guest.frames.get(mfn, B).unwrap();
+        guest.p2m.map_ref(Gfn::new(gfn), frame, P2mKind::GrantRw).unwrap();
+    }
+    let space = guest.long();
+    assert_eq!((space.read::<u64>(in_page), space.read::<u64>(by_table)), (Ok(1), Ok(2)));
+    // The grants end in the middle of the call; nothing tells the space.
+    for (gfn, mfn) in [(20, buffer), (21, table)] {
+        let before = guest.p2m.tlb().own_generation();
+        let token = guest.p2m.unmap_ref(Gfn::new(gfn), mfn).unwrap();
+        token.release(&guest.p2m.tlb().flush(&Nobody, FlushSite::GrantUnmap));
+        assert_eq!(guest.p2m.tlb().own_generation(), before);
+    }
+    assert_eq!((space.read::<u64>(in_page), space.read::<u64>(by_table)), (Err(Fault::Hole), Err(Fault::Hole)));
 }
 
 #[test]

@@ -65,8 +65,8 @@ impl Parties for Hypervisor {
         self.domains.get(domain).map(|domain| act(domain.as_party()))
     }
 
-    fn flush(&self, memory: &Domain, removed: UnmappedBatch) {
-        removed.flush(&memory.tlb, self.machine, FlushSite::GrantUnmap);
+    fn flush(&self, memory: &Domain, removed: &mut UnmappedBatch) {
+        removed.flush_in_place(&memory.tlb, self.machine, FlushSite::GrantUnmap);
     }
 }
 

@@ -143,15 +143,16 @@ impl Call<'_> {
     }
 
     /// The caller's memory, by virtual address. What was walked is remembered for the length of this
-    /// hypercall, but not over a removal from the p2m: the hypercall may have removed the very page
-    /// that it has to write to, and after the flush its frame may be somebody else's.
+    /// hypercall, but not over a removal of own memory from the p2m: the hypercall may have removed the very page
+    /// that it has to write to, and after the flush its frame may be somebody else's. Of pages that are another
+    /// domain's nothing is remembered at all.
     pub(crate) fn space(&mut self) -> &GuestSpace {
-        let generation = Some(self.domain.tlb.generation());
+        let generation = Some(self.domain.tlb.own_generation());
         if self.seen_generation == generation {
             return self.state.space();
         }
         self.seen_generation = generation;
-        self.state.renew_space(self.domain.tlb.generation())
+        self.state.renew_space(self.domain.tlb.own_generation())
     }
 
     /// Copies a structure in.

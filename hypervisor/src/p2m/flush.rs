@@ -68,6 +68,8 @@ pub struct TlbState {
     root: Mfn,
     tag: u16,
     generation: AtomicU64,
+    /// Removals of anything but references.
+    own_generation: AtomicU64,
     /// The pCPUs that ever ran the domain.
     ran: AtomicU64,
     /// Those that run a vCPU of it now.
@@ -88,6 +90,7 @@ impl TlbState {
             root,
             tag,
             generation: AtomicU64::new(NEXT.fetch_add(REMOVALS, Ordering::Relaxed)),
+            own_generation: AtomicU64::new(1),
             ran: AtomicU64::new(0),
             running: AtomicU64::new(0),
             seen: [const { AtomicU64::new(0) }; MAX_PCPUS],
@@ -111,6 +114,13 @@ impl TlbState {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
+    }
+
+    /// How many removals there have been of what is the domain's own, not another's that it had mapped as a reference.
+    /// Hypercalls remember by it where the caller's buffers lie: a backend unmaps grants all day.
+    #[must_use]
+    pub fn own_generation(&self) -> u64 {
+        self.own_generation.load(Ordering::SeqCst)
     }
 
     /// Flushes asked for at one site so far.
@@ -194,6 +204,12 @@ impl TlbState {
     }
 
     pub(super) fn removed(&self) -> u64 {
+        self.own_generation.fetch_add(1, Ordering::SeqCst);
+        self.removed_reference()
+    }
+
+    /// What was removed is a mapping of another domain's frame.
+    pub(super) fn removed_reference(&self) -> u64 {
         self.generation.fetch_add(1, Ordering::SeqCst) + 1
     }
 }
@@ -348,12 +364,23 @@ impl UnmappedBatch {
 
     /// Flushes once and releases all tokens. The caller holds no lock.
     pub fn flush<F: Flusher + ?Sized>(mut self, tlb: &TlbState, flusher: &F, site: FlushSite) {
+        self.flush_in_place(tlb, flusher, site);
+    }
+
+    /// As [`UnmappedBatch::flush`], where moving all tokens would cost more than the flush. The batch is empty then.
+    pub fn flush_in_place<F: Flusher + ?Sized>(&mut self, tlb: &TlbState, flusher: &F, site: FlushSite) {
         if self.is_empty() {
             return;
         }
         let proof = tlb.flush(flusher, site);
-        // In place: moving all tokens would cost more than a flush.
         self.tokens[..self.len].iter_mut().filter_map(Option::take).for_each(|token| token.release(&proof));
+        self.len = 0;
+    }
+
+    /// How many tokens there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
     }
 }
 

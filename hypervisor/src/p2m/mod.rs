@@ -275,7 +275,7 @@ impl P2m {
                 Entry::Leaf { mfn: mapped, kind } if mapped == mfn && kind.holds_reference() => {
                     word.store(0, Ordering::Release);
                     let leaf = Leaf { mfn, kind, order: Order::PAGE };
-                    Ok(Unmapped::new(frames, owner, root, self.tlb.removed(), leaf))
+                    Ok(Unmapped::new(frames, owner, root, self.tlb.removed_reference(), leaf))
                 }
                 _ => Err(P2mError::NotMapped(gfn)),
             }

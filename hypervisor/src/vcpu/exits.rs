@@ -141,7 +141,7 @@ pub(crate) fn fetch<'a>(
     let cs = state.hw.segment(crate::backend::SegmentName::Cs);
     let base = if cs.is_long() { 0 } else { cs.base };
     let linear = crate::addr::Gva::new(base.wrapping_add(state.hw.rip()));
-    let len = state.renew_space(domain.tlb.generation()).read_instruction(linear, buffer);
+    let len = state.renew_space(domain.tlb.own_generation()).read_instruction(linear, buffer);
     (&buffer[..len], decode::CodeSize::of(&cs, is_long_mode(state)))
 }
 
