@@ -70,8 +70,10 @@ const fn file(content: Content, args: &'static str) -> File {
 }
 
 const HELLO: &[File] = &[file(Content::Guest("hello"), "guest name=hello mem=16")];
+/// An instruction that no CPU has. Without a table of handlers it ends in a triple fault.
+pub(super) const UNDEFINED: &[u8] = &[0x0f, 0x0b];
 /// A dom0 that ends at once by a triple fault.
-const CRASHES: &[File] = &[file(Content::Kernel(&[0x0f, 0x0b]), "kernel")];
+const CRASHES: &[File] = &[file(Content::Kernel(UNDEFINED), "kernel")];
 /// A Xen note's name and the type and size of PHYS32_ENTRY as they stand in a file, and the same with another type.
 const PVH_NOTE: &[u8] = b"\x12\0\0\0Xen\0";
 const OTHER_NOTE: &[u8] = b"\x7f\0\0\0Xen\0";
@@ -219,7 +221,7 @@ impl Odd {
 }
 
 /// An ELF file with a PVH note and one segment, that begins with its entry and `code`.
-fn kernel(code: &[u8]) -> Vec<u8> {
+pub(super) fn kernel(code: &[u8]) -> Vec<u8> {
     const START: u64 = 16 << 20;
     const HEADERS: u64 = 64 + 2 * 56;
     let note = [4_u32, 4, 18].map(u32::to_le_bytes).concat();

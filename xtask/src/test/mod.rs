@@ -7,8 +7,11 @@
 //! the build directory, in `test-logs`. The last line of the output counts them.
 
 mod boots;
+mod commands;
 mod docs;
 mod machines;
+mod panics;
+mod scenes;
 mod sessions;
 mod steps;
 
@@ -100,7 +103,8 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     // The long ones first: two at a time, the short ones fill the gap at the end.
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
     let odd = machines::ALL.iter().copied().filter(|odd| odd.tier() <= tier && is_chosen(odd)).map(boxed);
-    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).chain(odd).collect();
+    let scenes = scenes::all().filter(|scene| scene.tier <= tier && is_chosen(scene)).map(boxed);
+    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).chain(odd).chain(scenes).collect();
     if steps.is_empty() && boots.is_empty() {
         bail!("no check of this tier has `{}` in its name", options.filter.as_deref().unwrap_or_default());
     }

@@ -1,0 +1,2 @@
+use super::scenes::Scene;
+pub(super) const ALL: &[Scene] = &[];
