@@ -5,9 +5,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::emulator::{self, Choice, Emulator, kvm};
+use crate::emulator::{self, Choice, Decision, Emulator, kvm};
+use crate::launch::RunDir;
 use crate::setup::{self, Missing, Purpose};
-use crate::tool;
+use crate::{run, tool};
 
 const AREAS: [(&str, Purpose); 7] = [
     ("compile for the bare machine", Purpose::Compile),
@@ -19,16 +20,20 @@ const AREAS: [(&str, Purpose); 7] = [
     ("dom0's kernel and root", Purpose::Dom0),
 ];
 
-/// `xtask doctor`. Fails when something is missing.
+/// `xtask doctor`. Fails when `run` would.
 pub(crate) fn command() -> Result<ExitCode> {
     let mut packages = Vec::new();
-    let mut is_complete = true;
     for (area, purpose) in AREAS {
-        let missing = setup::missing(&[purpose])?;
-        is_complete &= missing.is_empty();
-        let state = if missing.is_empty() { "ok".to_owned() } else { format!("missing: {}", list(&missing)) };
+        // Without a compiler there is nobody to ask for its parts; the verdict below says so.
+        let state = match setup::missing(&[purpose]) {
+            Ok(missing) if missing.is_empty() => "ok".to_owned(),
+            Ok(missing) => {
+                packages.extend(setup::packages(&missing));
+                format!("missing: {}", list(&missing))
+            }
+            Err(error) => format!("unknown: {error:#}"),
+        };
         println!("{area:<30} {state}");
-        packages.extend(missing.iter().filter_map(|m| if let Missing::Package(name) = m { Some(*name) } else { None }));
     }
     println!("{:<30} {}", "QEMU version", version("qemu-system-x86"));
     println!("{:<30} {}", "Bochs version", version("bochs"));
@@ -37,14 +42,30 @@ pub(crate) fn command() -> Result<ExitCode> {
         kvm::Offer::Unusable(why) => format!("not usable: {why}"),
     };
     println!("{:<30} {kvm}", "KVM");
-    let decision = emulator::decide(Choice::Auto)?;
-    let note = if emulator::is_installed(decision.emulator) { "" } else { " (to be installed first)" };
-    println!("{:<30} {}{note}: {}", "`run` would use", decision.emulator.name(), decision.reason);
     println!("{:<30} VT-x: {}; SVM: {}", "tests", Emulator::Bochs.name(), Emulator::Qemu.name());
+    let verdict = verdict_on_run();
+    match &verdict {
+        Ok(what) => println!("{:<30} {what}", "`run` would use"),
+        Err(why) => println!("{:<30} {why:#}", "`run` would fail"),
+    }
     if !packages.is_empty() {
         println!("\n`cargo xtask setup` as root, or: sudo sh -c '{}'", setup::apt_command(&packages));
     }
-    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Which emulator `run` would take and why; or why it would fail. It asks what `run` asks, in the same order. That a
+/// download works is found out by trying it.
+fn verdict_on_run() -> Result<String> {
+    let Decision { emulator, reason } = emulator::decide(Choice::Auto)?;
+    let missing = setup::missing(&run::needs(emulator, None, true))?;
+    setup::can_install(&missing)?;
+    if emulator::is_installed(emulator) {
+        emulator::check_version(emulator)?;
+    }
+    RunDir::create("doctor")?;
+    let first = if missing.is_empty() { String::new() } else { format!(" (installs first: {})", list(&missing)) };
+    Ok(format!("{}{first}: {reason}", emulator.name()))
 }
 
 fn list(missing: &[Missing]) -> String {

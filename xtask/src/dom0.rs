@@ -51,11 +51,13 @@ pub(crate) struct Wanted {
 
 /// dom0's boot modules, from what the user asked for or else from Debian's packages.
 pub(crate) fn modules(wanted: &Wanted, dir: &Path) -> Result<Vec<Module>> {
+    // What the user gave is looked at before anything is downloaded.
+    let given = wanted.initrd.as_deref().map(initramfs::check).transpose()?;
     // Packages are downloaded and unpacked in one place, for all runs of this process.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let kernel = Kernel::get(wanted)?;
-    let initrd = match &wanted.initrd {
-        Some(file) => file.clone(),
+    let initrd = match given {
+        Some(file) => file.to_owned(),
         None => {
             let root = root(wanted, &kernel, dir)?;
             if let Some(series) = wanted.demo {

@@ -10,6 +10,7 @@ mod bundle;
 mod compile;
 mod console;
 mod debian;
+mod disk;
 mod doctor;
 mod dom0;
 mod emulator;

@@ -55,6 +55,8 @@ const fn package(name: &'static str, purpose: Purpose, proofs: &'static [&'stati
 }
 
 const PACKAGES: &[Package] = &[
+    package("gcc", Purpose::Compile, &["cc"]),
+    package("libc6-dev", Purpose::Compile, &["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib64/libc.a"]),
     package("grub-pc-bin", Purpose::Image, &["/usr/lib/grub/i386-pc/boot.img"]),
     package("grub-efi-amd64-bin", Purpose::Image, &["/usr/lib/grub/x86_64-efi/multiboot2.mod"]),
     package("grub-common", Purpose::Image, &["grub-mkimage"]),
@@ -90,6 +92,17 @@ pub(crate) enum Missing {
     Component(&'static str),
 }
 
+impl Missing {
+    /// The arguments for rustup that bring it, if rustup does.
+    fn rustup_arguments(&self) -> Option<[&'static str; 3]> {
+        match self {
+            Self::Package(_) | Self::PackageLists => None,
+            Self::Target => Some(["target", "add", BARE_METAL]),
+            Self::Component(name) => Some(["component", "add", name]),
+        }
+    }
+}
+
 /// `xtask setup`.
 pub(crate) fn command() -> Result<ExitCode> {
     if !ensure(&Purpose::ALL)? {
@@ -102,20 +115,49 @@ pub(crate) fn command() -> Result<ExitCode> {
 /// the message holds the command that the user can run.
 pub(crate) fn ensure(purposes: &[Purpose]) -> Result<bool> {
     let missing = missing(purposes)?;
-    let packages: Vec<_> =
-        missing.iter().filter_map(|m| if let Missing::Package(name) = m { Some(*name) } else { None }).collect();
+    can_install(&missing)?;
+    let packages = packages(&missing);
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
     for item in &missing {
-        match item {
-            Missing::Package(_) => {}
-            Missing::PackageLists => update_lists()?,
-            Missing::Target => add_with_rustup(&["target", "add", BARE_METAL])?,
-            Missing::Component(name) => add_with_rustup(&["component", "add", name])?,
+        if *item == Missing::PackageLists {
+            update_lists()?;
+        }
+        if let Some(arguments) = item.rustup_arguments() {
+            add_with_rustup(&arguments)?;
         }
     }
     Ok(!missing.is_empty())
+}
+
+/// Refuses what cannot be installed from here; the message holds what the user can do.
+pub(crate) fn can_install(missing: &[Missing]) -> Result<()> {
+    let packages = packages(missing);
+    let list = packages.join(" ");
+    let (has_apt, is_root) = (tool::find("apt-get").is_some(), rustix::process::geteuid().is_root());
+    if !packages.is_empty() && !has_apt {
+        bail!("missing: {list} (names of Debian's packages; install what your system calls them)");
+    }
+    if !packages.is_empty() && !is_root {
+        bail!("missing: {list}; run: sudo sh -c '{}'", apt_command(&packages));
+    }
+    if missing.contains(&Missing::PackageLists) && !is_root {
+        bail!("apt's package lists are missing; run: sudo apt-get update");
+    }
+    let of_rustup = missing.iter().find_map(Missing::rustup_arguments);
+    if let Some(arguments) = of_rustup
+        && tool::find("rustup").is_none()
+    {
+        let line = format!("rustup {}", arguments.join(" "));
+        bail!("the toolchain lacks something that `{line}` would add, but there is no rustup: see https://rustup.rs");
+    }
+    Ok(())
+}
+
+/// The Debian packages among what is missing.
+pub(crate) fn packages(missing: &[Missing]) -> Vec<&'static str> {
+    missing.iter().filter_map(|m| if let Missing::Package(name) = m { Some(*name) } else { None }).collect()
 }
 
 /// What is missing for `purposes`. Errors: there is no compiler to ask.
@@ -158,14 +200,7 @@ pub(crate) fn apt_command(packages: &[&str]) -> String {
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {
-    let list = packages.join(" ");
-    if tool::find("apt-get").is_none() {
-        bail!("missing: {list} (names of Debian's packages; install what your system calls them)");
-    }
-    if !rustix::process::geteuid().is_root() {
-        bail!("missing: {list}; run: sudo sh -c '{}'", apt_command(packages));
-    }
-    report::step(format!("installing Debian packages: {list}"));
+    report::step(format!("installing Debian packages: {}", packages.join(" ")));
     // The package lists of a fresh machine are absent or too old to be downloaded from; those of a busy one are not.
     if apt_install(packages).is_err() {
         update_lists()?;
@@ -207,9 +242,6 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 fn add_with_rustup(arguments: &[&str]) -> Result<()> {
     let line = format!("rustup {}", arguments.join(" "));
     report::step(&line);
-    if tool::find("rustup").is_none() {
-        bail!("the toolchain lacks something that `{line}` would add, but there is no rustup: see https://rustup.rs");
-    }
     tool::run_shown(Command::new("rustup").args(arguments).current_dir(workspace::root())).with_context(|| {
         format!("`{line}` did not work; it downloads from static.rust-lang.org, which this machine may not reach")
     })

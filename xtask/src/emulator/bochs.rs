@@ -16,6 +16,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{Boot, Firmware, Machine, Serial};
 
+/// The program's name.
+pub(crate) const PROGRAM: &str = "bochs";
+
 /// The file in the run's folder that Bochs writes its messages to.
 pub(crate) const LOG: &str = "bochs.log";
 
@@ -58,7 +61,7 @@ pub(super) fn command(machine: &Machine, dir: &Path) -> Result<Command> {
     fs::write(dir.join("bochsrc"), config).context("writing bochsrc")?;
     // Bochs starts in its debugger; this tells it to go on.
     fs::write(dir.join("bochs.commands"), "c\n").context("writing Bochs' commands")?;
-    let mut command = Command::new("bochs");
+    let mut command = Command::new(PROGRAM);
     command.args(["-q", "-unlock", "-f", "bochsrc", "-rc", "bochs.commands"]).current_dir(dir);
     command.env("TERM", "vt100").env_remove("BXSHARE");
     Ok(command)

@@ -13,6 +13,7 @@ pub(crate) mod bochs;
 pub(crate) mod kvm;
 mod process;
 pub(crate) mod qemu;
+mod version;
 
 use std::path::{Path, PathBuf};
 
@@ -116,6 +117,11 @@ fn decide_from(choice: Choice, kvm: kvm::Offer, bochs_only: bool) -> Result<Deci
 /// Whether nothing is missing for `emulator`.
 pub(crate) fn is_installed(emulator: Emulator) -> bool {
     setup::missing(emulator.purposes()).is_ok_and(|missing| missing.is_empty())
+}
+
+/// Refuses an emulator that cannot be started or is too old.
+pub(crate) fn check_version(emulator: Emulator) -> Result<()> {
+    version::check(emulator)
 }
 
 /// What a machine has.

@@ -12,6 +12,9 @@ use std::process::Command;
 
 use super::{Boot, Firmware, Machine, Serial};
 
+/// The program's name.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+
 /// Forced features are announced whether QEMU emulates them or not. XSAVEC it does not: Linux would save vector state
 /// by an instruction that is not there.
 const CPU: &str = "EPYC,-rdtscp,-monitor,-xsavec,+invtsc,x-force-features=on";
@@ -23,7 +26,7 @@ const UEFI_ROM: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// QEMU's program with these arguments.
 pub(super) fn command(arguments: Vec<String>) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = Command::new(PROGRAM);
     command.args(arguments);
     command
 }

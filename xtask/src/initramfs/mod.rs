@@ -21,7 +21,7 @@ mod packages;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use self::archive::Root;
 use crate::debian::Store;
@@ -89,6 +89,31 @@ pub(crate) struct Made {
     pub(crate) bytes: usize,
     /// Modules on the list that the kernel does not have in any form.
     pub(crate) missing_modules: Vec<String>,
+}
+
+/// What an initramfs can begin with: cpio archives, or the compressions that Linux unpacks.
+/// Source: Linux' `Documentation/driver-api/early-userspace/buffer-format.rst`, and each format's magic number.
+const BEGINNINGS: &[&[u8]] = &[
+    b"070701",
+    b"070702",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\x5d\0\0",
+    b"\xfd7zXZ\0",
+    b"\x89LZO",
+    b"\x02\x21\x4c\x18",
+    b"\x28\xb5\x2f\xfd",
+];
+
+/// Refuses a file of the user's that cannot be an initramfs. That it can be unpacked to its end only Linux finds out.
+pub(crate) fn check(file: &Path) -> Result<&Path> {
+    let name = file.display();
+    let bytes = fs::read(file).with_context(|| format!("reading the initial RAM disk {name}"))?;
+    ensure!(
+        BEGINNINGS.iter().any(|beginning| bytes.starts_with(beginning)),
+        "{name} is no initial RAM disk: neither a cpio archive (newc) nor one that is compressed in a way that Linux knows"
+    );
+    Ok(file)
 }
 
 /// Makes dom0's root and writes it to `out`, compressed.

@@ -24,7 +24,7 @@ use crate::kernel::Series;
 use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
 use crate::symbolize::Symbols;
-use crate::{interrupt, report};
+use crate::{disk, interrupt, report};
 use guests::Guest;
 
 pub(crate) const STATUS_TIMEOUT: u8 = 124;
@@ -111,8 +111,9 @@ fn run(options: &Options) -> Result<u8> {
     // What cannot be played is refused before anything is compiled.
     machine(options, Boot::Disk(PathBuf::new())).check(emulator)?;
     let has_dom0 = options.guests.is_empty();
-    let dom0: &[Purpose] = if has_dom0 { &[Purpose::Dom0] } else { &[] };
-    setup::ensure(&[emulator.purposes(), firmware_purposes(options.firmware), &[Purpose::Compile], dom0].concat())?;
+    setup::ensure(&needs(emulator, options.firmware, has_dom0))?;
+    emulator::check_version(emulator)?;
+    let _disks = disk::hold(&options.disks)?;
 
     let dir = RunDir::create("run")?;
     let modules = if has_dom0 {
@@ -138,8 +139,14 @@ fn run(options: &Options) -> Result<u8> {
     }
 }
 
+/// What must be installed for a run.
+pub(crate) fn needs(emulator: Emulator, firmware: Option<Firmware>, has_dom0: bool) -> Vec<Purpose> {
+    let dom0: &[Purpose] = if has_dom0 { &[Purpose::Dom0] } else { &[] };
+    [emulator.purposes(), firmware_purposes(firmware), &[Purpose::Compile], dom0].concat()
+}
+
 /// What must be installed to start by `firmware`.
-pub(crate) fn firmware_purposes(firmware: Option<Firmware>) -> &'static [Purpose] {
+fn firmware_purposes(firmware: Option<Firmware>) -> &'static [Purpose] {
     match firmware {
         None => &[],
         Some(Firmware::Bios) => &[Purpose::Image],

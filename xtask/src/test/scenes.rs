@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Checks that are told step by step, because what they show is no single boot's log.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use isthmus_tests::Tier;
 use isthmus_tests::verdict::Verdict;
 
@@ -36,6 +37,8 @@ impl Unit for Scene {
 
     fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
         let (name, log): (_, PathBuf) = (self.name.to_owned(), log_file(logs, self.name));
+        // What an earlier run said must not be taken for this one's.
+        fs::write(&log, "").with_context(|| format!("creating {}", log.display()))?;
         let start = Instant::now();
         let verdict = match (self.act)(&log) {
             Ok(()) => Verdict::Pass(0),
