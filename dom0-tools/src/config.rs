@@ -229,6 +229,21 @@ mod tests {
     }
 
     #[test]
+    fn the_books_examples_are_descriptions() {
+        let page = include_str!("../../docs/src/reference/guest-toml.md");
+        let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(examples.len(), 3);
+        for example in examples {
+            parse(example).unwrap();
+        }
+        // Each field has its row.
+        let config = serde_json::to_value(parse(&format!("{SMALL}initrd = \"i\"\n")).unwrap()).unwrap();
+        for field in config.as_object().unwrap().keys().map(String::as_str).chain(["uuid"]) {
+            assert!(page.contains(&format!("| `{field}` |")), "{field} is not in the book");
+        }
+    }
+
+    #[test]
     fn a_description_survives_being_written_down() {
         let config =
             parse(&format!("{SMALL}initrd = \"i\"\nuuid = \"6ba7b810-9dad-11d1-80b4-00c04fd430c8\"\n")).unwrap();

@@ -187,6 +187,11 @@ enum Selftest {
         #[arg(long, default_value_t = 100)]
         count: u32,
     },
+    /// Map frames of a guest of 64 MiB or more, with holes between them
+    Foreign {
+        /// The guest, by name or number
+        guest: String,
+    },
     /// Compare the kernel's clock with the ACPI power-management timer
     Clock {
         /// For how long
@@ -232,6 +237,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
+        Command::Selftest(Selftest::Foreign { guest }) => done(cli::selftest::foreign(&guest)),
         Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
         Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
         Command::Store(options) => done(cli::store::run(&options)),

@@ -68,7 +68,7 @@ fn exit_code(end: End, outcome: &Outcome) -> u8 {
 pub(super) fn interact(running: &mut Running, log: Log, deadline: Option<Instant>, hypervisor: &Path) -> Result<u8> {
     let raw = terminal::Raw::enter()?;
     if raw.is_terminal() {
-        report::step("this terminal is dom0's console; Ctrl-] ends the machine");
+        report::step("this terminal is dom0's console; Ctrl-] twice in a row ends the machine");
     }
     let stop = terminal::forward(running.com1.try_clone()?);
     let log = Mutex::new(log);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! This terminal as the machine's console.
 //!
-//! In raw mode every key goes to the machine, Ctrl-C included, save one that ends the machine: Ctrl-], as in telnet
-//! and virsh. The terminal gets its settings back when [`Raw`] is dropped. Standard input that is no terminal is passed
+//! In raw mode every key goes to the machine, Ctrl-C included. Ctrl-] twice in a row ends the machine; once, it goes to
+//! the machine like any key, where it detaches from a guest's console. The terminal gets its settings back when [`Raw`] is dropped. Standard input that is no terminal is passed
 //! on as it is, and its end does not end the machine.
 
 use std::io::{Read, Write};
@@ -58,11 +58,13 @@ pub(super) fn forward(mut com1: TcpStream) -> Arc<AtomicBool> {
     thread::spawn(move || {
         let mut stdin = std::io::stdin();
         let mut buffer = [0; 1024];
+        let mut last = 0;
         while let Ok(count) = stdin.read(&mut buffer) {
             if count == 0 {
                 return;
             }
-            let (keys, has_escape) = before_escape(&buffer[..count]);
+            let (keys, has_escape) = before_escape(last, &buffer[..count]);
+            last = buffer[count - 1];
             if com1.write_all(keys).is_err() {
                 return;
             }
@@ -75,9 +77,11 @@ pub(super) fn forward(mut com1: TcpStream) -> Arc<AtomicBool> {
     escaped
 }
 
-/// The keys up to the escape key, and whether it is among them.
-fn before_escape(keys: &[u8]) -> (&[u8], bool) {
-    keys.iter().position(|&key| key == ESCAPE).map_or((keys, false), |at| (&keys[..at], true))
+/// The keys up to the second of two escape keys in a row, and whether it is among them. `last` is the key before.
+fn before_escape(last: u8, keys: &[u8]) -> (&[u8], bool) {
+    let before = std::iter::once(&last).chain(keys);
+    let second = before.zip(keys).position(|pair| pair == (&ESCAPE, &ESCAPE));
+    second.map_or((keys, false), |at| (&keys[..at], true))
 }
 
 #[cfg(test)]
@@ -85,8 +89,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_before_the_escape_key_is_passed_on() {
-        assert_eq!(before_escape(b"ls\r"), (b"ls\r".as_slice(), false));
-        assert_eq!(before_escape(b"\x03\x1dls"), (b"\x03".as_slice(), true));
+    fn two_escape_keys_in_a_row_end_the_machine_and_one_does_not() {
+        assert_eq!(before_escape(0, b"ls\r"), (b"ls\r".as_slice(), false));
+        assert_eq!(before_escape(0, b"\x03\x1dls\x1d"), (b"\x03\x1dls\x1d".as_slice(), false));
+        assert_eq!(before_escape(0, b"\x03\x1d\x1dls"), (b"\x03\x1d".as_slice(), true));
+        assert_eq!(before_escape(0x1d, b"\x1d"), (b"".as_slice(), true));
+        assert_eq!(before_escape(0x1d, b"x\x1d"), (b"x\x1d".as_slice(), false));
     }
 }

@@ -4,6 +4,10 @@
 //! Each test drives the hypervisor through the kernel's own devices, with this domain on both ends,
 //! and ends at the first thing that is not as it should be.
 
+mod foreign;
+
+pub use foreign::foreign;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
