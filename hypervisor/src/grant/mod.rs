@@ -22,6 +22,8 @@
 //! Source: `xen/include/public/grant_table.h` at 4.17.
 
 pub mod copy;
+#[cfg(test)]
+mod interleavings;
 pub mod map;
 mod memory;
 pub mod ops;

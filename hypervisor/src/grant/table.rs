@@ -262,6 +262,8 @@ impl Inner {
         // Acquire: what the granter wrote into the page before it wrote the entry is seen.
         let mut seen = word.load(Ordering::Acquire);
         for _ in 0..PIN_ATTEMPTS {
+            #[cfg(test)]
+            super::interleavings::step();
             let flags = low_u16(seen);
             if flags & abi::GTF_TYPE_MASK != abi::GTF_PERMIT_ACCESS
                 || flags & abi::GTF_SUB_PAGE != 0

@@ -27,15 +27,15 @@ const HOLES: std::ops::Range<u64> = 8..12;
 const REFS: u32 = 6;
 /// Pages of a p2m that maps low guest frames only.
 const TABLES: u64 = 4;
-const READING: u64 = abi::GTF_READING as u64;
-const WRITING: u64 = abi::GTF_WRITING as u64;
-const READONLY: u64 = abi::GTF_READONLY as u64;
-const PERMIT: u64 = abi::GTF_PERMIT_ACCESS as u64;
+pub(super) const READING: u64 = abi::GTF_READING as u64;
+pub(super) const WRITING: u64 = abi::GTF_WRITING as u64;
+pub(super) const READONLY: u64 = abi::GTF_READONLY as u64;
+pub(super) const PERMIT: u64 = abi::GTF_PERMIT_ACCESS as u64;
 
 type Hook = Box<dyn Fn()>;
 
 /// A CPU whose TLB is empty.
-struct NoTlb;
+pub(super) struct NoTlb;
 
 impl Flusher for NoTlb {
     fn flush(&self, tlb: &TlbState, generation: u64) {
@@ -46,12 +46,12 @@ impl Flusher for NoTlb {
 }
 
 /// A domain's memory, and a look at what happens in it.
-struct TestMemory {
-    p2m: Lock<P2m>,
+pub(super) struct TestMemory {
+    pub(super) p2m: Lock<P2m>,
     view: P2mView,
-    tlb: Arc<TlbState>,
-    at_flush: RefCell<Option<Hook>>,
-    at_pin: RefCell<Option<Hook>>,
+    pub(super) tlb: Arc<TlbState>,
+    pub(super) at_flush: RefCell<Option<Hook>>,
+    pub(super) at_pin: RefCell<Option<Hook>>,
 }
 
 impl TestMemory {
@@ -65,11 +65,11 @@ impl TestMemory {
         Self { p2m, view, tlb, at_flush: RefCell::default(), at_pin: RefCell::default() }
     }
 
-    fn leaf(&self, gfn: u64) -> Option<Leaf> {
+    pub(super) fn leaf(&self, gfn: u64) -> Option<Leaf> {
         self.view.lookup(Gfn::new(gfn))
     }
 
-    fn mfn(&self, gfn: u64) -> Mfn {
+    pub(super) fn mfn(&self, gfn: u64) -> Mfn {
         self.leaf(gfn).unwrap().mfn
     }
 
@@ -77,7 +77,7 @@ impl TestMemory {
         (0..HOLES.end).filter(|gfn| self.leaf(*gfn).is_some()).count()
     }
 
-    fn give_up(&self, gfn: u64) {
+    pub(super) fn give_up(&self, gfn: u64) {
         let token = self.p2m.lock().depopulate(Gfn::new(gfn), Order::PAGE).unwrap();
         token.release(&self.tlb.flush(&NoTlb, FlushSite::Balloon));
     }
@@ -96,14 +96,14 @@ impl Memory for TestMemory {
     }
 }
 
-struct Dom {
-    table: GrantTable,
-    p2m: TestMemory,
+pub(super) struct Dom {
+    pub(super) table: GrantTable,
+    pub(super) p2m: TestMemory,
 }
 
-struct World {
-    frames: &'static FrameTable,
-    doms: Vec<Dom>,
+pub(super) struct World {
+    pub(super) frames: &'static FrameTable,
+    pub(super) doms: Vec<Dom>,
     hidden: Cell<Option<DomId>>,
 }
 
@@ -135,7 +135,7 @@ impl Dom {
         Self { table, p2m }
     }
 
-    fn party(&self) -> Party<'_, TestMemory> {
+    pub(super) fn party(&self) -> Party<'_, TestMemory> {
         Party { table: &self.table, memory: &self.p2m }
     }
 
@@ -160,75 +160,75 @@ impl Dom {
 }
 
 impl World {
-    fn new(nr: u16) -> Self {
+    pub(super) fn new(nr: u16) -> Self {
         let frames = test_table(96);
         frames.add_free(Mfn::new(0)..Mfn::new(96)).unwrap();
         let doms = (0..nr).map(|d| Dom::new(DomId::new(d), frames)).collect();
         Self { frames, doms, hidden: Cell::new(None) }
     }
 
-    fn entry(&self, d: usize, reference: u32) -> &'static AtomicU64 {
+    pub(super) fn entry(&self, d: usize, reference: u32) -> &'static AtomicU64 {
         let frame = self.doms[d].table.frame(reference / 512).unwrap();
         self.frames.mem().word(frame, reference as usize % 512)
     }
 
-    fn grant(&self, d: usize, reference: u32, peer: u16, gfn: u64, flags: u64) {
+    pub(super) fn grant(&self, d: usize, reference: u32, peer: u16, gfn: u64, flags: u64) {
         self.entry(d, reference).store(gfn << 32 | u64::from(peer) << 16 | flags, Ordering::SeqCst);
     }
 
-    fn marks(&self, d: usize, reference: u32) -> u64 {
+    pub(super) fn marks(&self, d: usize, reference: u32) -> u64 {
         self.entry(d, reference).load(Ordering::SeqCst) & (READING | WRITING)
     }
 
-    fn map(&self, d: usize, granter: u16, reference: u32, gfn: u64, flags: u32) -> (i16, u32) {
+    pub(super) fn map(&self, d: usize, granter: u16, reference: u32, gfn: u64, flags: u32) -> (i16, u32) {
         let mut op = [MapGrantRef { host_addr: gfn << 12, flags, reference, dom: granter, ..MapGrantRef::default() }];
         map::map(self.doms[d].party(), &mut op, self);
         (op[0].status, op[0].handle)
     }
 
-    fn unmap(&self, d: usize, handle: u32, gfn: u64) -> i16 {
+    pub(super) fn unmap(&self, d: usize, handle: u32, gfn: u64) -> i16 {
         let mut op = [UnmapGrantRef { host_addr: gfn << 12, handle, ..UnmapGrantRef::default() }];
         map::unmap(self.doms[d].party(), &mut op, self);
         op[0].status
     }
 
-    fn copy(&self, d: usize, op: GrantCopy) -> i16 {
+    pub(super) fn copy(&self, d: usize, op: GrantCopy) -> i16 {
         let mut op = [op];
         copy::copy(self.doms[d].party(), &mut op, self);
         op[0].status
     }
 
-    fn bytes(&self, d: usize, gfn: u64) -> Vec<u8> {
+    pub(super) fn bytes(&self, d: usize, gfn: u64) -> Vec<u8> {
         let mut bytes = vec![0; PAGE_SIZE];
         self.frames.mem().read(self.doms[d].p2m.mfn(gfn), 0, &mut bytes);
         bytes
     }
 
-    fn fill(&self, d: usize, gfn: u64, bytes: &[u8]) {
+    pub(super) fn fill(&self, d: usize, gfn: u64, bytes: &[u8]) {
         self.frames.mem().write(self.doms[d].p2m.mfn(gfn), 0, bytes);
     }
 
-    fn references(&self, d: usize, gfn: u64) -> u32 {
+    pub(super) fn references(&self, d: usize, gfn: u64) -> u32 {
         self.frames.info(self.doms[d].p2m.mfn(gfn)).count
     }
 }
 
-const RW: u32 = abi::GNTMAP_HOST_MAP;
-const RO: u32 = abi::GNTMAP_HOST_MAP | abi::GNTMAP_READONLY;
-const OKAY: i16 = abi::GNTST_OKAY;
+pub(super) const RW: u32 = abi::GNTMAP_HOST_MAP;
+pub(super) const RO: u32 = abi::GNTMAP_HOST_MAP | abi::GNTMAP_READONLY;
+pub(super) const OKAY: i16 = abi::GNTST_OKAY;
 
-fn gref(domid: u16, reference: u32, offset: u16) -> CopyPtr {
+pub(super) fn gref(domid: u16, reference: u32, offset: u16) -> CopyPtr {
     CopyPtr { frame: u64::from(reference), domid, offset }
 }
 
-fn own(gfn: u64, offset: u16) -> CopyPtr {
+pub(super) fn own(gfn: u64, offset: u16) -> CopyPtr {
     CopyPtr { frame: gfn, domid: DomId::SELF.raw(), offset }
 }
 
-const FROM: u16 = abi::GNTCOPY_SOURCE_GREF;
-const TO: u16 = abi::GNTCOPY_DEST_GREF;
+pub(super) const FROM: u16 = abi::GNTCOPY_SOURCE_GREF;
+pub(super) const TO: u16 = abi::GNTCOPY_DEST_GREF;
 
-fn piece(source: CopyPtr, dest: CopyPtr, len: u16, flags: u16) -> GrantCopy {
+pub(super) fn piece(source: CopyPtr, dest: CopyPtr, len: u16, flags: u16) -> GrantCopy {
     GrantCopy { source, dest, len, flags, status: 99 }
 }
 
