@@ -5,8 +5,11 @@
 //! started at boot end up here. The last of them are kept for tools to read; and they appear a line at a
 //! time, with the domain's number in front, in the hypervisor's log, for domains that were started at boot
 //! on its console too. (A serial line is slow, and whoever floods one that the hypervisor waits for holds the CPU.)
-//! A line that is too long is broken.
+//! A line that is too long is broken. What a terminal would act on (escape sequences could rewrite what
+//! the hypervisor has said, or ask the operator's terminal to type) is shown there as `\xNN`: a log is
+//! read, not obeyed.
 
+use core::fmt::{self, Write};
 use core::num::Wrapping;
 
 use arrayvec::ArrayVec;
@@ -21,6 +24,10 @@ use crate::log_ring::LOG;
 use crate::mem::PhysMem;
 
 const LINE: usize = 240;
+/// What the longest prefix and the end of a line take.
+const FRAME: usize = 16;
+/// Bytes that a byte can become: `\xNN`.
+const SHOWN: usize = 4;
 
 /// A line under construction.
 pub struct LineBuffer {
@@ -58,14 +65,15 @@ impl LineBuffer {
     }
 
     fn print(&mut self, domain: DomId) {
-        let mut out: ArrayVec<u8, { LINE + 16 }> = ArrayVec::new();
-        let _ = core::fmt::Write::write_fmt(&mut Text(&mut out), format_args!("({domain}) "));
-        let _ = out.try_extend_from_slice(&self.line);
-        let _ = out.try_extend_from_slice(b"\r\n");
+        let mut out = Text(ArrayVec::new());
+        // There is room: the line has at most so many bytes, and each becomes at most so many.
+        let _ = write!(out, "({domain}) ");
+        let _ = show(&self.line, &mut out);
+        let _ = out.write_str("\r\n");
         if self.echoes {
-            self.machine.console_write(&out);
+            self.machine.console_write(&out.0);
         } else {
-            LOG.push(&out);
+            LOG.push(&out.0);
         }
         self.line.clear();
     }
@@ -143,6 +151,26 @@ impl Console {
     }
 }
 
+/// Writes text as it is but for control characters and what is no UTF-8.
+fn show(line: &[u8], out: &mut Text) -> fmt::Result {
+    for chunk in line.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() && character != '\t' {
+                let mut buffer = [0; 4];
+                escape(character.encode_utf8(&mut buffer).as_bytes(), out)?;
+            } else {
+                out.write_char(character)?;
+            }
+        }
+        escape(chunk.invalid(), out)?;
+    }
+    Ok(())
+}
+
+fn escape(bytes: &[u8], out: &mut Text) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(out, "\\x{byte:02x}"))
+}
+
 /// A console ring that the hypervisor drains into its log, for a guest without a backend.
 pub struct LogRing {
     /// The ring's page.
@@ -170,11 +198,11 @@ impl LogRing {
     }
 }
 
-struct Text<'a>(&'a mut ArrayVec<u8, { LINE + 16 }>);
+struct Text(ArrayVec<u8, { LINE * SHOWN + FRAME }>);
 
-impl core::fmt::Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.0.try_extend_from_slice(text.as_bytes()).map_err(|_| core::fmt::Error)
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.try_extend_from_slice(text.as_bytes()).map_err(|_| fmt::Error)
     }
 }
 

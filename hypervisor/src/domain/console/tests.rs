@@ -28,6 +28,21 @@ fn a_line_that_is_too_long_is_broken_and_nothing_is_lost() {
     assert_eq!(text.lines().map(|line| line.len() - 5).collect::<std::vec::Vec<_>>(), [LINE, LINE, 1]);
 }
 
+#[test]
+fn what_a_terminal_would_act_on_is_shown_and_text_is_left_alone() {
+    assert_eq!(printed(b"a\x1b[2J\x07\x7f\tb\x9b"), "(d3) a\\x1b[2J\\x07\\x7f\tb\\x9b\r\n");
+    assert_eq!(printed("d\u{e9}j\u{e0}: \u{2713}".as_bytes()), "(d3) d\u{e9}j\u{e0}: \u{2713}\r\n");
+    // CSI as the one character that it is in UTF-8, and a sequence that is cut off.
+    assert_eq!(printed(b"\xc2\x9b1m\xe2\x9c"), "(d3) \\xc2\\x9b1m\\xe2\\x9c\r\n");
+    assert_eq!(printed(b"a\x1bc\rb\0"), "(d3) a\\x1bcb\r\n");
+}
+
+#[test]
+fn a_line_of_control_characters_has_room() {
+    let text = printed(&[0x1b; LINE]);
+    assert_eq!(text.len(), "(d3) \r\n".len() + LINE * SHOWN);
+}
+
 fn ring(mem: &PhysMem, host: Host, consumed: u32, produced: u32) -> std::string::String {
     let ring = LogRing { mfn: Mfn::new(1), port: EvtchnPort::new(1) };
     mem.store_u32(ring.mfn, abi::CONSOLE_OUT_CONS, consumed);
