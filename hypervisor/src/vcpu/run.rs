@@ -56,6 +56,10 @@ fn slice(hv: &Hypervisor) -> Ticks {
 }
 
 /// Runs one vCPU until it cannot or should not go on.
+///
+/// The loop is a function of its own, and what it seldom needs is kept out of it: so its few values
+/// stay in registers.
+#[inline(never)]
 pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ticks) {
     let mut guard = vcpu.state();
     let state = &mut *guard;
@@ -144,6 +148,7 @@ fn start_up(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> RunState {
 }
 
 /// Fires the timers whose time has come.
+#[inline(never)]
 fn expire(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, now: Ticks) {
     if state.timer <= now {
         state.timer = NEVER;
@@ -156,6 +161,7 @@ fn expire(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState, now: Ticks) {
 
 /// Looks at everything that others may have done to the vCPU, and delivers one event. `false` if
 /// the vCPU is not to run on.
+#[inline(never)]
 fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
     if !domain.is_running() {
         return false;
