@@ -65,6 +65,8 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/string-io", &[guest("string_io")]),
     Check::guests("guest/wake-up", &[guest("hlt_wake")]),
     Check::guests("guest/second-vcpu-timers", &[Guest { program: "smp_timers", words: "vcpus=2" }]),
+    Check::guests("guest/control", &[Guest { program: "control", words: "mem=16 control" }]),
+    Check::guests("guest/control-refused", &[guest("control_refused")]),
     Check::guests("guest/random-calls", &[Guest { program: "fuzz", words: "-- seed=1 count=400" }]),
     Check {
         tier: Tier::Long,

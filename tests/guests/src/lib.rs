@@ -15,6 +15,7 @@
 
 pub mod apic;
 pub mod boot;
+pub mod control;
 pub mod cpu;
 pub mod events;
 pub mod grants;

@@ -21,6 +21,8 @@ use crate::{kernel, report};
 
 /// Memory of a guest that does not say how much it wants.
 const DEFAULT_MEMORY_MIB: u32 = 64;
+/// The word that lets a guest control others.
+const CONTROL: &str = "control";
 
 /// One guest as the user gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +82,7 @@ impl Guest {
             let given = self.words.iter().rev().find(|word| word.starts_with(name));
             words.push(given.cloned().unwrap_or_else(|| format!("{name}{default}")));
         }
+        words.extend(self.words.iter().find(|word| *word == CONTROL).cloned());
         if !self.cmdline.is_empty() {
             words.extend(["--".to_owned(), self.cmdline.clone()]);
         }
@@ -156,6 +159,7 @@ mod tests {
     fn words_replace_defaults_and_the_rest_is_the_command_line() {
         let text = "vmlinux:vcpus=2 mem=256 -- console=hvc0 a -- b";
         assert_eq!(module_string(text), "guest name=vmlinux mem=256 vcpus=2 -- console=hvc0 a -- b");
+        assert_eq!(module_string("g.elf:control mem=8"), "guest name=g mem=8 vcpus=1 control");
         assert_eq!(module_string("g.elf:-- only this"), "guest name=g mem=64 vcpus=1 -- only this");
     }
 
