@@ -199,3 +199,108 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Vec<Entry>>, usize), Error> {
     }
     Ok((records, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xenstore::path::Path as Node;
+    use crate::xenstore::tree::Change;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("isthmus-log-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn log(&self) -> PathBuf {
+            self.0.join("log")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn write(name: &str, value: usize) -> Entry {
+        let path = Node::known(name);
+        Entry::Change(Change::Write { path, value: vec![b'v'; value], by: guest_abi::DomId::DOM0 })
+    }
+
+    fn lengths(store: &Store) -> Vec<usize> {
+        let length = |name: &str| store.tree().get(&Node::known(name)).map_or(0, |node| node.value().len());
+        vec![length("/a"), length("/b")]
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_is_the_state_after_some_record() {
+        let folder = Folder::new("cut");
+        let (mut log, _) = Log::open(&folder.log()).unwrap();
+        let start = usize::try_from(log.length()).unwrap();
+        let mut ends = vec![(start, vec![0, 0])];
+        for i in 1..6 {
+            // Both nodes in one record: never one without the other.
+            log.append(&[write("/a", i), write("/b", 2 * i)]).unwrap();
+            ends.push((usize::try_from(log.length()).unwrap(), vec![i, 2 * i]));
+        }
+        let whole = std::fs::read(folder.log()).unwrap();
+        for cut in 0..=whole.len() {
+            std::fs::write(folder.log(), &whole[..cut]).unwrap();
+            let (mut log, store) = Log::open(&folder.log()).unwrap();
+            let expected =
+                ends.iter().rev().find(|(end, _)| *end <= cut).map_or(vec![0, 0], |(_, state)| state.clone());
+            assert_eq!(lengths(&store), expected, "cut at {cut} of {}", whole.len());
+            // What is appended to a log that was cut can be read.
+            log.append(&[write("/a", 77)]).unwrap();
+            assert_eq!(lengths(&Log::open(&folder.log()).unwrap().1)[0], 77, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_tampered_with_is_refused_and_named() {
+        let folder = Folder::new("damage");
+        let (mut log, _) = Log::open(&folder.log()).unwrap();
+        let at = usize::try_from(log.length()).unwrap();
+        log.append(&[write("/a", 5)]).unwrap();
+        log.append(&[write("/a", 6)]).unwrap();
+        let mut bytes = std::fs::read(folder.log()).unwrap();
+        bytes[at + HEAD + 1] ^= 1;
+        std::fs::write(folder.log(), &bytes).unwrap();
+        let error = Log::open(&folder.log()).unwrap_err();
+        assert!(matches!(error, Error::Damaged { at: found, .. } if found == at), "{error}");
+        assert!(error.to_string().contains("remove it"));
+        std::fs::write(folder.log(), "something else entirely").unwrap();
+        assert!(matches!(Log::open(&folder.log()), Err(Error::Foreign(_))));
+    }
+
+    #[test]
+    fn a_long_log_is_replaced_by_the_state() {
+        let folder = Folder::new("long");
+        let (mut log, mut store) = Log::open(&folder.log()).unwrap();
+        let mut times = 0;
+        while !log.is_long() {
+            let entry = write("/a", 2000 + times % 7);
+            store.apply(&entry);
+            log.append(&[entry]).unwrap();
+            times += 1;
+        }
+        assert!(times > 100);
+        log.compact(&store).unwrap();
+        assert!(log.length() < 4000 && !log.is_long(), "{} bytes", log.length());
+        log.append(&[write("/b", 3)]).unwrap();
+        let (_, again) = Log::open(&folder.log()).unwrap();
+        assert_eq!(lengths(&again), [lengths(&store)[0], 3]);
+    }
+
+    #[test]
+    fn what_begins_with_a_new_log_is_there_once() {
+        let folder = Folder::new("new");
+        let first = Log::open(&folder.log()).unwrap().1.snapshot();
+        assert!(!first.is_empty());
+        assert_eq!(Log::open(&folder.log()).unwrap().1.snapshot(), first);
+    }
+}

@@ -48,12 +48,9 @@ pub fn serve(folder: &Path, die_at: Option<DieAt>) -> Result<()> {
     let host = LinuxHost::open(die_at)?;
     let mut daemon = Daemon::start(folder, host)?;
     eprintln!("xenstored: serving, {} domains known", daemon.store().domains().len());
-    let result = daemon.run();
+    let Err(error) = daemon.run();
     drop(lock);
-    match result {
-        Err(error) => Err(error.into()),
-        Ok(never) => match never {},
-    }
+    Err(error.into())
 }
 
 /// Makes this process the only daemon that works in a folder, and leaves its number there.
