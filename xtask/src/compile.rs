@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::setup::{self, BARE_METAL, Purpose};
-use crate::{report, workspace};
+use crate::{report, toolchain, workspace};
 
 /// The target of programs that run in dom0.
 const DOM0_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -67,14 +67,14 @@ pub(crate) struct Program {
 /// The hypervisor's ELF file.
 pub(crate) fn hypervisor(profile: Profile) -> Result<Program> {
     report::step(format!("compiling the hypervisor ({})", profile.name()));
-    let mut cargo = bare_metal_build("hypervisor", profile);
+    let mut cargo = bare_metal_build("hypervisor", profile)?;
     one(build(&mut cargo)?, "isthmus-hypervisor")
 }
 
 /// The test guests' ELF files. There may be none.
 pub(crate) fn guests(profile: Profile) -> Result<Vec<Program>> {
     report::step(format!("compiling the test guests ({})", profile.name()));
-    build(&mut bare_metal_build("test-guests", profile))
+    build(&mut bare_metal_build("test-guests", profile)?)
 }
 
 /// dom0's static `isthmus` program.
@@ -95,11 +95,12 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
     cargo
 }
 
-fn bare_metal_build(package: &str, profile: Profile) -> Command {
+fn bare_metal_build(package: &str, profile: Profile) -> Result<Command> {
     let mut cargo = cargo("build");
     cargo.args(["--package", package, "--features", "bare-metal", "--bins"]);
     cargo.args(["--target", BARE_METAL, "--profile", profile.name()]);
-    cargo
+    toolchain::apply(&mut cargo)?;
+    Ok(cargo)
 }
 
 /// Runs a build with its progress and messages on standard error; returns the executables.

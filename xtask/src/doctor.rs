@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::emulator::{self, Choice, Decision, Emulator, kvm};
 use crate::launch::RunDir;
 use crate::setup::{self, Missing, Purpose};
+use crate::toolchain::{self, Toolchain};
 use crate::{run, tool};
 
 const AREAS: [(&str, Purpose); 7] = [
@@ -35,6 +36,7 @@ pub(crate) fn command() -> Result<ExitCode> {
         };
         println!("{area:<30} {state}");
     }
+    println!("{:<30} {}", "compiler for it", compiler());
     println!("{:<30} {}", "QEMU version", version("qemu-system-x86"));
     println!("{:<30} {}", "Bochs version", version("bochs"));
     let kvm = match kvm::Offer::of_this_machine() {
@@ -76,6 +78,15 @@ fn list(missing: &[Missing]) -> String {
         Missing::Component(name) => format!("the toolchain's {name}"),
     });
     names.collect::<Vec<_>>().join(", ")
+}
+
+fn compiler() -> String {
+    match toolchain::current() {
+        Ok(Toolchain::Rustup) => "rustup's".to_owned(),
+        Ok(Toolchain::Debian) if toolchain::is_fetched() => "Debian's, below the build directory".to_owned(),
+        Ok(Toolchain::Debian) => "Debian's, to be downloaded".to_owned(),
+        Err(why) => why.to_string(),
+    }
 }
 
 /// The version of a Debian package. Not every emulator tells its own.

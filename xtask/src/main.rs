@@ -28,6 +28,7 @@ mod shell;
 mod symbolize;
 mod test;
 mod tool;
+mod toolchain;
 mod workspace;
 
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Install what is missing on this machine: Debian packages, the bare-metal target, rustfmt and clippy
-    Setup,
+    Setup(setup::Options),
     /// Compile the hypervisor, the test guests and dom0's `isthmus` program; print their paths
     Build(compile::Options),
     /// Make what a machine boots from: a disk image for BIOS and UEFI, or the bundle for QEMU's `-kernel`
@@ -66,7 +67,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Setup => setup::command(),
+        Command::Setup(options) => setup::command(&options),
         Command::Build(options) => compile::command(&options),
         Command::Image(options) => image::command(&options),
         Command::Run(options) => run::command(&options),

@@ -5,7 +5,7 @@
 //! looks at files only, so it costs nothing when nothing is missing; `run` and `test` do it each time for what they are
 //! about to use. What is missing is installed as root on Debian, otherwise the one command that does so is the error.
 //!
-//! The compiler's parts come from rustup. `rust-toolchain.toml` names the channel only, so that cargo downloads nothing
+//! The compiler's parts come from rustup, or its bare-metal target from Debian (see [`toolchain`]). `rust-toolchain.toml` names the channel only, so that cargo downloads nothing
 //! behind our back: a missing target or component is added here, and said.
 
 use std::path::{Path, PathBuf};
@@ -13,8 +13,10 @@ use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
 use crate::emulator::bochs;
+use crate::toolchain::{self, Toolchain};
 use crate::{report, tool, workspace};
 
 /// The target that the hypervisor and the test guests are compiled for.
@@ -103,8 +105,21 @@ impl Missing {
     }
 }
 
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The compiler for the bare machine's programs, from now on [default: the one in use, at first rustup's; Debian's
+    /// if rustup cannot download what it lacks]
+    #[arg(long, value_enum)]
+    toolchain: Option<Toolchain>,
+}
+
 /// `xtask setup`.
-pub(crate) fn command() -> Result<ExitCode> {
+pub(crate) fn command(options: &Options) -> Result<ExitCode> {
+    if let Some(toolchain) = options.toolchain {
+        // The compiler comes by apt.
+        ensure(if toolchain == Toolchain::Debian { &[Purpose::Dom0] } else { &[] })?;
+        toolchain::choose(toolchain)?;
+    }
     if !ensure(&Purpose::ALL)? {
         report::step("nothing is missing");
     }
@@ -125,7 +140,14 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> Result<bool> {
             update_lists()?;
         }
         if let Some(arguments) = item.rustup_arguments() {
-            add_with_rustup(&arguments)?;
+            match add_with_rustup(&arguments) {
+                Err(why) if *item == Missing::Target => {
+                    report::step(format!("{why:#}"));
+                    ensure(&[Purpose::Dom0])?;
+                    toolchain::choose(Toolchain::Debian)?;
+                }
+                added => added?,
+            }
         }
     }
     Ok(!missing.is_empty())
@@ -145,7 +167,9 @@ pub(crate) fn can_install(missing: &[Missing]) -> Result<()> {
     if missing.contains(&Missing::PackageLists) && !is_root {
         bail!("apt's package lists are missing; run: sudo apt-get update");
     }
-    let of_rustup = missing.iter().find_map(Missing::rustup_arguments);
+    // Debian has the target, too, if not the components.
+    let by_rustup_only = missing.iter().filter(|item| **item != Missing::Target || !has_apt);
+    let of_rustup = by_rustup_only.filter_map(Missing::rustup_arguments).next();
     if let Some(arguments) = of_rustup
         && tool::find("rustup").is_none()
     {
@@ -172,7 +196,8 @@ pub(crate) fn missing(purposes: &[Purpose]) -> Result<Vec<Missing>> {
     }
     if purposes.contains(&Purpose::Compile) || purposes.contains(&Purpose::Checks) {
         let sysroot = sysroot()?;
-        if purposes.contains(&Purpose::Compile) && !sysroot.join("lib/rustlib").join(BARE_METAL).join("lib").is_dir() {
+        let has_target = sysroot.join("lib/rustlib").join(BARE_METAL).join("lib").is_dir();
+        if purposes.contains(&Purpose::Compile) && !has_target && toolchain::current()? == Toolchain::Rustup {
             missing.push(Missing::Target);
         }
         if purposes.contains(&Purpose::Checks) {

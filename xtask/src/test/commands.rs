@@ -37,10 +37,12 @@ pub(super) const ALL: &[Scene] = &[
     scene("command/interrupted-while-a-guest-runs", |log| interrupted(log, "idle; a port waits", &[])),
     scene("command/interrupted-twice", interrupted_twice),
     Scene { tier: Tier::Long, ..scene("command/two-at-once", two_at_once) },
+    Scene { tier: Tier::Long, ..scene("command/debians-compiler", debians_compiler) },
+    Scene { tier: Tier::Long, ..scene("command/rustup-cannot-download", rustup_cannot_download) },
     Scene { tier: Tier::Long, ..scene("command/clone-in-a-path-with-blanks", clone_in_a_path_with_blanks) },
 ];
 
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(1800);
 const POLL: Duration = Duration::from_millis(50);
 /// `run` has no status to give.
 const NO_VERDICT: i32 = 125;
@@ -301,6 +303,47 @@ fn two_at_once(log: &Path) -> Result<()> {
     let (mut one, mut two) = (start(log, &run, |_| ())?, start(&other, &run, |_| ())?);
     one.ends(0, &["dom0 is up"])?;
     two.ends(0, &["dom0 is up"])
+}
+
+fn debians_compiler(log: &Path) -> Result<()> {
+    let by_debian = |command: &mut Command| {
+        command.env("ISTHMUS_TOOLCHAIN", "debian");
+    };
+    start(log, &["build"], by_debian)?.ends(0, &["/debian/x86_64-unknown-none/release/isthmus-hypervisor"])?;
+    start(log, &["run", "--emulator", "qemu", "--guest", &guest("hello")?], by_debian)?.ends(0, &["DONE 16 passed"])?;
+    let unknown = |command: &mut Command| {
+        command.env("ISTHMUS_TOOLCHAIN", "gcc");
+    };
+    start(log, &["build"], unknown)?.ends(1, &["ISTHMUS_TOOLCHAIN=gcc: rustup or debian expected"])
+}
+
+/// A compiler without the target, and a rustup that cannot get it.
+fn rustup_cannot_download(log: &Path) -> Result<()> {
+    let dir = RunDir::create("no-rustup")?;
+    for (name, text) in [("rustc", "echo /usr"), ("rustup", "echo 'could not download' >&2; exit 1")] {
+        let file = dir.path().join(name);
+        fs::write(&file, format!("#!/bin/sh\n{text}\n"))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    let target = dir.path().join("target");
+    fs::create_dir_all(workspace::target().join("packages"))?;
+    fs::create_dir(&target)?;
+    // What was downloaded once need not be again.
+    std::os::unix::fs::symlink(workspace::target().join("packages"), target.join("packages"))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let without = |command: &mut Command| {
+        command.env("PATH", format!("{}:{path}", dir.path().display())).env("CARGO_TARGET_DIR", &target);
+    };
+    let says = ["could not download", "static.rust-lang.org", "getting Debian's Rust compiler"];
+    // What builds would do first; compiling all of it once more would show nothing that the other check does not.
+    start(log, &["doctor"], without)?.ends(0, &["the compiler's target"])?;
+    let mut setup = start(log, &["setup", "--toolchain", "rustup"], without)?;
+    setup.wait()?;
+    let said = setup.said()?;
+    if let Some(missing) = says.iter().find(|text| !said.contains(**text)) {
+        bail!("it did not say `{missing}`");
+    }
+    start(log, &["doctor"], without)?.ends(0, &["Debian's, below the build directory"])
 }
 
 /// A clone whose path has a blank in it, with a build directory of its own.
