@@ -9,6 +9,7 @@
 mod boots;
 mod commands;
 mod docs;
+mod figures;
 mod machines;
 mod panics;
 mod scenes;
@@ -104,7 +105,10 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
     let odd = machines::ALL.iter().copied().filter(|odd| odd.tier() <= tier && is_chosen(odd)).map(boxed);
     let scenes = scenes::all().filter(|scene| scene.tier <= tier && is_chosen(scene)).map(boxed);
-    let boots: Vec<_> = sessions::all(tier, &is_wanted).map(boxed).chain(micro).chain(odd).chain(scenes).collect();
+    let is_gate = tier >= isthmus_tests::Tier::Gate;
+    let figures = figures::ALL.iter().copied().filter(|figures| is_gate && is_chosen(figures)).map(boxed);
+    let long = sessions::all(tier, &is_wanted).map(boxed).chain(figures);
+    let boots: Vec<_> = long.chain(micro).chain(odd).chain(scenes).collect();
     if steps.is_empty() && boots.is_empty() {
         bail!("no check of this tier has `{}` in its name", options.filter.as_deref().unwrap_or_default());
     }
