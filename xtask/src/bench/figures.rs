@@ -38,6 +38,7 @@ const GOALS: &[Goal] = &[
     goal("grant_map_unmap_32", 40_000.0, 738_658.0),
     goal("grant_copy_1x4096", 1500.0, 11_616.0),
     goal("grant_copy_32x64", 16_000.0, 331_237.0),
+    goal("foreign_map_unmap_256", 600_000.0, 8_200_000.0),
     goal("dom0_null_hypercall", 200.0, 770.0),
     Goal { exits: Some(30_000.0), ..goal("dom0_boot", 25e6, 171e6) },
     // Xen's without its unpacking of the kernel.

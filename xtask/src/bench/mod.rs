@@ -92,7 +92,7 @@ pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
     let guests = compile::guests(Profile::Release)?;
     let program = guests.iter().find(|program| program.name == "bench").context("there is no guest `bench`")?;
     let dir = RunDir::create("bench")?;
-    let guest = Guest::parse(&program.path.display().to_string()).map_err(anyhow::Error::msg)?;
+    let guest = Guest::parse(&format!("{}:control", program.path.display())).map_err(anyhow::Error::msg)?;
     let launch = Launch {
         hypervisor: compile::hypervisor(Profile::Release)?.path,
         cmdline: run::hypervisor_cmdline(emulator, None),

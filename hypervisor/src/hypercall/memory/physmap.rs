@@ -14,7 +14,7 @@ use super::{again_from, nr_done};
 use crate::addr::{Mfn, Order};
 use crate::domain::Domain;
 use crate::frame::{FrameRef, FrameType};
-use crate::p2m::{FlushSite, P2m, P2mKind, UnmappedBatch};
+use crate::p2m::{FlushSite, P2m, P2mError, P2mKind, Unmapped, UnmappedBatch};
 
 /// Entries done before the hypercall is taken up again.
 const BATCH: u64 = UnmappedBatch::CAPACITY as u64;
@@ -25,11 +25,14 @@ pub(super) fn add(call: &mut Call<'_>) -> HypercallResult {
     let argument: abi::AddToPhysmap = call.read(call.arg1())?;
     let subject = call.subject(argument.domid)?;
     let mfn = own_page(&subject, argument.space, argument.idx)?;
-    let mut batch = UnmappedBatch::new();
-    let placed = place(&subject, Gfn::new(argument.gpfn), &mut batch, |p2m, gfn| {
-        Ok(p2m.map(gfn, mfn, Order::PAGE, P2mKind::Shared)?)
-    });
-    batch.flush(&subject.tlb, call.hv.machine, FlushSite::Remap);
+    let (gfn, mut replaced) = (Gfn::new(argument.gpfn), Replaced::default());
+    let placed = {
+        let mut p2m = subject.p2m.lock();
+        make_place(&mut p2m, gfn, &mut replaced)
+            .and_then(|()| Ok(p2m.map(gfn, mfn, Order::PAGE, P2mKind::Shared)?))
+            .inspect_err(|error| log::debug!("{}: cannot share a page at {gfn:?}: {error:?}", subject.id))
+    };
+    replaced.flush(call, &subject, FlushSite::Remap);
     placed.and(DONE)
 }
 
@@ -42,24 +45,53 @@ fn own_page(domain: &Domain, space: u32, index: u64) -> Result<Mfn, Errno> {
     }
 }
 
-/// Maps something at a guest frame. Whatever the guest had there makes place; its own RAM goes back to
-/// where it came from, once the batch is flushed.
-fn place(
-    domain: &Domain,
-    gfn: Gfn,
-    batch: &mut UnmappedBatch,
-    map: impl FnOnce(&mut P2m, Gfn) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let mut p2m = domain.p2m.lock();
-    match p2m.lookup(gfn).map(|leaf| leaf.kind) {
-        None => {}
-        Some(P2mKind::Ram | P2mKind::Shared | P2mKind::ForeignRw | P2mKind::ForeignRo) => {
-            let pushed = batch.push(p2m.unmap(gfn, Order::PAGE)?);
-            debug_assert!(pushed.is_ok(), "a batch is as long as the list");
-        }
-        Some(P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio) => return Err(Errno::EBUSY),
+/// What a call has taken out of an address space and has still to flush. Usually nothing, so the batch is
+/// made when it is needed.
+#[derive(Default)]
+struct Replaced(Option<UnmappedBatch>);
+
+impl Replaced {
+    fn push(&mut self, token: Unmapped) {
+        let pushed = self.0.get_or_insert_default().push(token);
+        debug_assert!(pushed.is_ok(), "a batch is as long as the list");
     }
-    map(&mut p2m, gfn).inspect_err(|error| log::debug!("{}: cannot map at {gfn:?}: {error:?}", domain.id))
+
+    fn flush(self, call: &Call<'_>, domain: &Domain, site: FlushSite) {
+        if let Some(batch) = self.0 {
+            batch.flush(&domain.tlb, call.hv.machine, site);
+        }
+    }
+}
+
+/// Makes place at a guest frame: the domain's own RAM there goes back to where it came from, once what was
+/// replaced is flushed. What cannot make place is EBUSY.
+fn make_place(p2m: &mut P2m, gfn: Gfn, replaced: &mut Replaced) -> Result<(), Errno> {
+    match p2m.lookup(gfn).map(|leaf| leaf.kind) {
+        None => Ok(()),
+        Some(P2mKind::Ram | P2mKind::Shared | P2mKind::ForeignRw | P2mKind::ForeignRo) => {
+            replaced.push(p2m.unmap(gfn, Order::PAGE)?);
+            Ok(())
+        }
+        Some(P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio) => Err(Errno::EBUSY),
+    }
+}
+
+/// Maps a frame of another domain; `take` takes the reference that the mapping holds.
+fn map_frame(
+    mapper: &Domain,
+    gfn: Gfn,
+    replaced: &mut Replaced,
+    take: impl Fn() -> Result<FrameRef, Errno>,
+) -> Result<(), Errno> {
+    let mut p2m = mapper.p2m.lock();
+    // Nearly always there is a hole, and then this is the only walk.
+    match p2m.map_ref(gfn, take()?, P2mKind::ForeignRw) {
+        Err(P2mError::Occupied(_)) => {
+            make_place(&mut p2m, gfn, replaced)?;
+            Ok(p2m.map_ref(gfn, take()?, P2mKind::ForeignRw)?)
+        }
+        mapped => Ok(mapped?),
+    }
 }
 
 /// remove_from_physmap.
@@ -67,20 +99,18 @@ pub(super) fn remove(call: &mut Call<'_>) -> HypercallResult {
     let argument: abi::RemoveFromPhysmap = call.read(call.arg1())?;
     let subject = call.subject(argument.domid)?;
     let gfn = Gfn::new(argument.gpfn);
-    let mut batch = UnmappedBatch::new();
-    {
+    let token = {
         let mut p2m = subject.p2m.lock();
-        match p2m.lookup(gfn).map(|leaf| leaf.kind) {
-            None => return Err(Errno::ENOENT),
+        let leaf = p2m.lookup(gfn).ok_or(Errno::ENOENT)?;
+        match leaf.kind {
             // Grants are ended by their own operation, which knows the handle.
-            Some(P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio) => return Err(Errno::EPERM),
-            Some(_) => {
-                let pushed = batch.push(p2m.unmap(gfn, Order::PAGE)?);
-                debug_assert!(pushed.is_ok(), "a new batch has room for one");
-            }
+            P2mKind::GrantRw | P2mKind::GrantRo | P2mKind::Mmio => return Err(Errno::EPERM),
+            P2mKind::ForeignRw | P2mKind::ForeignRo => p2m.unmap_ref(gfn, leaf.mfn)?,
+            P2mKind::Ram | P2mKind::Shared => p2m.unmap(gfn, Order::PAGE)?,
         }
-    }
-    batch.flush(&subject.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    };
+    let proof = subject.tlb.flush(call.hv.machine, FlushSite::ForeignUnmap);
+    token.release(&proof);
     DONE
 }
 
@@ -102,13 +132,13 @@ pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
     }
     let (done, size) = (nr_done(call), u64::from(argument.size));
     let end = size.min(done.saturating_add(BATCH));
-    let (mapper, mut batch) = (call.domain, UnmappedBatch::new());
+    let (mapper, mut replaced) = (call.domain, Replaced::default());
     let mut failed = None;
     for at in done..end {
         let result = (|| {
             let from: u64 = call.read(argument.idxs.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
             let to: u64 = call.read(argument.gpfns.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
-            map_foreign(mapper, Gfn::new(to), &owner, Gfn::new(from), &mut batch).map_err(|error| (error, false))
+            map_foreign(mapper, Gfn::new(to), &owner, Gfn::new(from), &mut replaced).map_err(|error| (error, false))
         })();
         let status = match result {
             Ok(()) => 0,
@@ -123,7 +153,7 @@ pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
             break;
         }
     }
-    batch.flush(&mapper.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    replaced.flush(call, mapper, FlushSite::ForeignUnmap);
     match failed {
         Some(fault) => Err(fault),
         None if end < size => Ok(again_from(call, end)),
@@ -131,15 +161,14 @@ pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
     }
 }
 
-fn map_foreign(mapper: &Domain, to: Gfn, owner: &Domain, from: Gfn, batch: &mut UnmappedBatch) -> Result<(), Errno> {
+fn map_foreign(mapper: &Domain, to: Gfn, owner: &Domain, from: Gfn, replaced: &mut Replaced) -> Result<(), Errno> {
     // A hole is EINVAL: Linux takes ENOENT for a page that is paged out and tries for ever.
     let leaf = owner.p2m_view.lookup(from).ok_or(Errno::EINVAL)?;
     if leaf.kind != P2mKind::Ram {
         return Err(Errno::EPERM);
     }
     // The frame table has the last word: the entry may have been removed since.
-    let frame = owner.p2m_view.frames().get(leaf.mfn, owner.id)?;
-    place(mapper, to, batch, |p2m, gfn| Ok(p2m.map_ref(gfn, frame, P2mKind::ForeignRw)?))
+    map_frame(mapper, to, replaced, || Ok(owner.p2m_view.frames().get(leaf.mfn, owner.id)?))
 }
 
 /// acquire_resource: frames of a domain's grant table into the caller's address space, all or none.
@@ -193,17 +222,17 @@ fn acquire_some(
     owner: &Domain,
     at: u64,
 ) -> Result<u64, (u64, Errno)> {
-    let mut batch = UnmappedBatch::new();
+    let mut replaced = Replaced::default();
     let end = u64::from(argument.nr_frames).min(at + BATCH);
     let mut next = at;
     let mut failed = None;
     while next < end && failed.is_none() {
-        match acquire_one(call, argument, owner, next, &mut batch) {
+        match acquire_one(call, argument, owner, next, &mut replaced) {
             Ok(()) => next += 1,
             Err(error) => failed = Some(error),
         }
     }
-    batch.flush(&call.domain.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+    replaced.flush(call, call.domain, FlushSite::ForeignUnmap);
     failed.map_or(Ok(next), |error| Err((next, error)))
 }
 
@@ -212,19 +241,19 @@ fn acquire_one(
     argument: &abi::AcquireResource,
     owner: &Domain,
     at: u64,
-    batch: &mut UnmappedBatch,
+    replaced: &mut Replaced,
 ) -> Result<(), Errno> {
     let gfn: u64 = call.read(argument.frame_list.wrapping_add(at * 8))?;
     let mfn = owner.grant_frame(argument.frame + at)?;
-    let frame: FrameRef = owner.p2m_view.frames().get_kind(mfn, owner.id, FrameType::GrantFrame)?;
-    place(call.domain, Gfn::new(gfn), batch, |p2m, gfn| Ok(p2m.map_ref(gfn, frame, P2mKind::ForeignRw)?))
+    let take = || Ok(owner.p2m_view.frames().get_kind(mfn, owner.id, FrameType::GrantFrame)?);
+    map_frame(call.domain, Gfn::new(gfn), replaced, take)
 }
 
 /// Undoes the first `count` entries of an acquisition that failed behind them.
 fn take_back(call: &mut Call<'_>, argument: &abi::AcquireResource, count: u64) {
     let mut at = 0;
     while at < count {
-        let mut batch = UnmappedBatch::new();
+        let mut taken = Replaced::default();
         let end = count.min(at + BATCH);
         while at < end {
             let gfn = call.read::<u64>(argument.frame_list.wrapping_add(at * 8));
@@ -235,10 +264,9 @@ fn take_back(call: &mut Call<'_>, argument: &abi::AcquireResource, count: u64) {
             if p2m.lookup(gfn).is_some_and(|leaf| leaf.kind == P2mKind::ForeignRw)
                 && let Ok(token) = p2m.unmap(gfn, Order::PAGE)
             {
-                let pushed = batch.push(token);
-                debug_assert!(pushed.is_ok(), "a batch is as long as the list");
+                taken.push(token);
             }
         }
-        batch.flush(&call.domain.tlb, call.hv.machine, FlushSite::ForeignUnmap);
+        taken.flush(call, call.domain, FlushSite::ForeignUnmap);
     }
 }

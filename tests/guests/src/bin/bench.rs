@@ -14,6 +14,7 @@
 
 use core::arch::asm;
 
+use guest_abi::domctl::XEN_DOMCTL_DESTROYDOMAIN;
 use guest_abi::grant_table as g;
 use guest_abi::hypercall::{HYPERVISOR_GRANT_TABLE_OP, HYPERVISOR_ISTHMUS, HYPERVISOR_XEN_VERSION};
 use guest_abi::isthmus::{INTERFACE_VERSION, ISTHMUS_VCPU_COUNTERS, REASON_NAMES, VcpuCounters};
@@ -23,7 +24,7 @@ use guest_abi::vcpu::{SetSingleshotTimer, VCPUOP_SET_SINGLESHOT_TIMER};
 use guest_abi::version::{FeatureInfo, XENVER_GET_FEATURES, XENVER_VERSION};
 use guest_abi::{DomId, Wire};
 use test_guests::shared::Shared;
-use test_guests::{check, check_eq, cpu, events, grants, guest, hypercall, say, time, traps};
+use test_guests::{check, check_eq, control, cpu, events, grants, guest, hypercall, say, time, traps};
 
 guest!(main);
 
@@ -89,6 +90,7 @@ fn main() {
     events::init();
     event_round_trip();
     grants();
+    domains();
 }
 
 fn exits() {
@@ -132,6 +134,33 @@ fn hypercalls() {
     let mut timer = SetSingleshotTimer { timeout_abs_ns: 1 << 50, flags: 0 };
     measure("timer_set", 1000, || {
         hypercall::vcpu_op(VCPUOP_SET_SINGLESHOT_TIMER, 0, &mut timer);
+    });
+}
+
+/// What a control domain does to others. Each frame is mapped by a call of its own, as Linux does it.
+fn domains() {
+    const FRAMES: u64 = 256;
+    let Ok(domain) = control::create(FRAMES) else { return test_guests::skip("domains", "no right to control others") };
+    let filled: i64 = (0..FRAMES / 64).map(|part| control::populate(domain, part * 64, 64, 0)).sum();
+    check_eq("a domain is filled", filled, 256);
+    measure("foreign_map_unmap_256", 4, || {
+        for gfn in 0..FRAMES {
+            control::map(domain, gfn, (HOLE >> 12) + gfn);
+        }
+        for gfn in 0..FRAMES {
+            control::unmap((HOLE >> 12) + gfn);
+        }
+    });
+    // SAFETY: the page is ours and nothing writes it.
+    let page = unsafe { core::slice::from_raw_parts(SOURCE.get().cast::<u8>(), 4096) };
+    measure("domain_copy_4096", 200, || {
+        control::copy(domain, 0, page);
+    });
+    check_eq("it is destroyed", control::simple(XEN_DOMCTL_DESTROYDOMAIN, domain), 0);
+    measure("domain_create_destroy", 16, || {
+        if let Ok(domain) = control::create(FRAMES) {
+            control::simple(XEN_DOMCTL_DESTROYDOMAIN, domain);
+        }
     });
 }
 
