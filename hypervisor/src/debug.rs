@@ -21,7 +21,7 @@ use crate::counters::REASON_NAMES;
 use crate::domain::Domain;
 use crate::evtchn::PortState;
 use crate::hypervisor::Hypervisor;
-use crate::sched::Attention;
+use crate::sched::Scheduler;
 use crate::vcpu::{Vcpu, VcpuState};
 
 const CTRL_A: u8 = 1;
@@ -116,9 +116,9 @@ impl DebugConsole {
     }
 
     /// Sees to it that keys are served soon, if there are any.
-    pub(crate) fn request(&self, attention: &Attention) {
+    pub(crate) fn request(&self, sched: &Scheduler) {
         if !self.state.lock().keys.is_empty() {
-            attention.request();
+            sched.request(0);
         }
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hypervisor as one value: what every handler is given.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_abi::num::low_u32;
 use guest_abi::{DomId, VcpuId};
@@ -20,7 +21,8 @@ use crate::frame::FrameTable;
 use crate::input::InputRing;
 use crate::mem::PhysMem;
 use crate::p2m::Format;
-use crate::sched::Attention;
+use crate::pcpu;
+use crate::sched::Scheduler;
 use crate::time::SystemClock;
 use crate::vcpu::Vcpu;
 
@@ -45,8 +47,12 @@ pub struct Hypervisor {
     pub wallclock_ns: AtomicU64,
     /// Whether all TSCs run in step at one rate.
     pub is_tsc_stable: bool,
-    /// What makes the vCPU loop go back to the scheduler.
-    pub attention: &'static Attention,
+    /// Who runs where.
+    pub sched: &'static Scheduler,
+    /// The APIC ids of the pCPUs, by their numbers.
+    pub apic_ids: Vec<u32>,
+    /// One of the idle pCPUs cleans free frames.
+    pub is_cleaning: AtomicBool,
     /// What happened to domains, for those who control them.
     pub news: &'static News,
     /// The port-permission map of all domains that own no devices, once there is one.
@@ -99,7 +105,7 @@ impl Hypervisor {
     /// The pCPUs that run domains: a bit for each.
     #[must_use]
     pub const fn pcpus(&self) -> u64 {
-        1
+        u64::MAX >> (pcpu::MAX_PCPUS - self.sched.nr_pcpus())
     }
 
     /// Raises a global VIRQ in every domain that controls others and has bound it.
@@ -143,13 +149,18 @@ impl Hypervisor {
     }
 
     /// A device of dom0 interrupts on this pCPU: the same vector is requested at the local APIC
-    /// of the dom0 vCPU with this pCPU's APIC id, which is vCPU 0 on the boot CPU.
+    /// of the dom0 vCPU with this pCPU's APIC id, wherever that vCPU runs.
     pub(crate) fn device_interrupt(&self, vector: u8) {
         let Some(dom0) = self.domains.get(DomId::DOM0) else {
             self.machine.end_of_interrupt();
             return;
         };
-        let Some(vcpu) = dom0.vcpus.first() else { return };
+        let Some(vcpu) = dom0.vcpus.get(pcpu::current()) else {
+            // No vCPU of dom0 has this APIC id, so nobody was given it as a destination.
+            log::debug!("vector {vector:#x} arrived where dom0 has no vCPU");
+            self.machine.end_of_interrupt();
+            return;
+        };
         let trigger = match dom0.ioapics.get() {
             Some(ioapics) => ioapics.arrived(self.machine, vector, vcpu.apic_id),
             None => Trigger::Edge,
@@ -173,7 +184,7 @@ impl Hypervisor {
                 self.debug.feed(*byte, dom0.is_some(), self.machine, |byte| self.input.push(byte));
             }
         }
-        self.debug.request(self.attention);
+        self.debug.request(self.sched);
         if let Some(dom0) = dom0 {
             dom0.events.raise_virq(VIRQ_CONSOLE, VcpuId::new(0), &*dom0);
         }

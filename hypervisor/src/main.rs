@@ -11,12 +11,12 @@ mod machine;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use guest_abi::DomId;
 use guest_abi::isthmus;
 use guest_abi::num::{low_u8, low_u32};
-use hypervisor::addr::{Hpa, PAGE_SHIFT, Ticks};
+use hypervisor::addr::{Hpa, Nanos, PAGE_SHIFT, Ticks};
 use hypervisor::boot::acpi::AcpiError;
 use hypervisor::boot::acpi::build::{Tables, for_dom0};
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
@@ -34,7 +34,7 @@ use hypervisor::facts::HostFacts;
 use hypervisor::hypervisor::Hypervisor;
 use hypervisor::input::InputRing;
 use hypervisor::pcpu;
-use hypervisor::sched::Attention;
+use hypervisor::sched::{SLICE_NS, Scheduler};
 use hypervisor::time::{SystemClock, TscScale};
 use spin::{Mutex, Once};
 
@@ -52,6 +52,7 @@ fn start(info: &BootInfo) -> ! {
     match boot(info) {
         Ok(hv) => {
             screen::domains_start();
+            smp::release(hv);
             hypervisor::vcpu::run::schedule(hv)
         }
         Err(why) => power::fail(format_args!("{why}")),
@@ -96,7 +97,8 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         clock: SystemClock::new(scale, Ticks::new(clock::boot_tsc())),
         wallclock_ns: AtomicU64::new(rtc::nanos_since_1970()),
         is_tsc_stable: options.tsc == TscPolicy::Stable || cpu::has_invariant_tsc(),
-        attention: Box::leak(Box::new(Attention::default())),
+        sched: Box::leak(Box::new(Scheduler::new(&Hw, cpus.len(), scale.ticks(Nanos::new(SLICE_NS))))),
+        is_cleaning: AtomicBool::new(false),
         news: Box::leak(Box::new(News::default())),
         guest_io_map: Once::new(),
         making: Mutex::new(()),
@@ -108,6 +110,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         keeps_com1: options.console == Console::Com1,
         debug: DebugConsole::new(options.debug),
         facts: facts(khz, &host, &acpi, &map, &cpus),
+        apic_ids: cpus,
     }));
     build_domains(hv, &options, &acpi, &map, &roster)?;
     reclaim(hv, &map);
@@ -236,7 +239,7 @@ fn build_domains(
     roster: &Roster<'_>,
 ) -> Result<(), String> {
     let bytes = |module: usize| memory::bytes(map.modules[module]);
-    let ioapics = take_over_ioapics(hv, acpi);
+    let ioapics = take_over_ioapics(hv, acpi, dom0_apic_ids(hv, options));
     create::prepare(hv).map_err(|error| error.to_string())?;
     if let Some(dom0) = &roster.dom0 {
         build_dom0(hv, options, acpi, map, dom0, &bytes, ioapics).map_err(|why| alloc::format!("dom0: {why}"))?;
@@ -261,22 +264,30 @@ fn build_dom0(
     ioapics: Ioapics,
 ) -> Result<(), String> {
     let layout = map.dom0.as_ref().ok_or("no memory was laid out for it")?;
-    if options.dom0_vcpus.is_some_and(|count| count > 1) {
-        log::warn!("dom0_vcpus: one physical CPU is used, so dom0 gets 1 vCPU");
-    }
+    let apic_ids = dom0_apic_ids(hv, options);
     let visible: Spans = layout.identity.iter().map(|identity| identity.span).collect();
-    let (tables, withheld) =
-        for_dom0(acpi, layout.tables, &[apic::id()], &visible).map_err(|error| error.to_string())?;
+    let (tables, withheld) = for_dom0(acpi, layout.tables, apic_ids, &visible).map_err(|error| error.to_string())?;
     let names: Vec<String> = withheld.iter().map(ToString::to_string).collect();
     log::info!("ACPI tables withheld from dom0: {}", names.join(" "));
     let cmdline = dom0_cmdline(modules.cmdline, acpi);
     log::info!("dom0's command line: {cmdline}");
     let images = Images { kernel: bytes(modules.kernel), initrd: modules.initrd.map(bytes), cmdline: &cmdline };
-    let domain = build::dom0(hv, layout, 1, &tables, images).map_err(|error| error.to_string())?;
+    let domain =
+        build::dom0(hv, layout, low_u32(apic_ids.len() as u64), &tables, images).map_err(|error| error.to_string())?;
     domain.ioapics.call_once(|| ioapics);
     log_identity(&tables);
     build::start(hv, domain);
     Ok(())
+}
+
+/// The APIC ids of dom0's vCPUs: those of the first CPUs, all unless `dom0_vcpus=` says how many.
+fn dom0_apic_ids<'a>(hv: &'a Hypervisor, options: &Options) -> &'a [u32] {
+    let present = hv.apic_ids.len().min(hypervisor::domain::MAX_VCPUS);
+    let wanted = options.dom0_vcpus.map_or(present, |count| count as usize);
+    if wanted > present {
+        log::warn!("dom0_vcpus={wanted}: dom0 gets {present} vCPUs, one for each CPU that runs");
+    }
+    &hv.apic_ids[..wanted.min(present)]
 }
 
 fn log_identity(tables: &Tables) {
@@ -293,7 +304,7 @@ fn dom0_cmdline(given: &str, _: &HostAcpi) -> String {
 }
 
 /// Masks every pin but the console's, which is routed to the hypervisor's own vector.
-fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi) -> Ioapics {
+fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi, apic_ids: &[u32]) -> Ioapics {
     let com1 = acpi.madt.overrides.iter().find(|o| o.irq == COM1_IRQ).map_or(u32::from(COM1_IRQ), |o| o.gsi);
     let kept = [com1];
     let kept: &[u32] = if hv.keeps_com1 { &kept } else { &[] };
@@ -310,7 +321,7 @@ fn take_over_ioapics(hv: &Hypervisor, acpi: &HostAcpi) -> Ioapics {
             id: ioapic.id,
         })
         .collect();
-    let ioapics = Ioapics::new(hv.machine, &units, kept, &[apic::id()]);
+    let ioapics = Ioapics::new(hv.machine, &units, kept, apic_ids);
     if let Some(unit) =
         units.iter().find(|unit| (unit.gsi_base..unit.gsi_base + u32::from(unit.nr_pins)).contains(&com1))
         && hv.keeps_com1

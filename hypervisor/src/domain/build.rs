@@ -196,7 +196,8 @@ pub fn dom0(
 /// Lets a domain that was made at boot run.
 pub fn start(hv: &Hypervisor, domain: Arc<Domain>) {
     domain.life.unpause();
-    hv.domains.insert(domain);
+    hv.domains.insert(domain.clone());
+    domain.kick_all();
 }
 
 fn mfns(span: Span) -> core::ops::Range<Mfn> {

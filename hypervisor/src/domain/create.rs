@@ -8,7 +8,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use guest_abi::isthmus::CONSOLE_KEPT;
@@ -152,9 +152,11 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
         prepare(hv)?
     };
     let events = EventChannels::new(plan.id, hv.mem, shared_info, plan.nr_vcpus, plan.max_ports)?;
-    let cpuid = cpuid_policy(hv, plan.nr_vcpus);
+    let seats = hv.sched.seat(plan.id, plan.nr_vcpus).ok_or(BuildError::NoHeap)?;
+    let apic_ids = apic_ids(hv, &plan);
+    let cpuid = cpuid_policy(hv, plan.nr_vcpus, apic_ids);
     let config = VcpuConfig { p2m_root: tlb.root(), io_bitmap: io_map.base(), tlb_tag: tag, phys_bits: hv.phys_bits };
-    let vcpus = vcpus(hv, &plan, &config, p2m_view)?;
+    let vcpus = vcpus(hv, &plan, &config, p2m_view, apic_ids)?;
     let console = console::Console::new(hv.machine, console::Kept::new(hv.mem, kept), plan.echoes);
     let Some(p2m) = estate.p2m.take() else { unreachable!("it was made above") };
     let domain = Arc::new(Domain {
@@ -182,7 +184,8 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
         pins: Lock::for_domain(Rank::Devices, plan.id, ArrayVec::new()),
         estate: core::mem::take(estate),
         drained_to: AtomicU64::new(0),
-        attention: hv.attention,
+        seats,
+        marks_runstate_updates: AtomicBool::new(false),
         news: hv.news,
         callback: AtomicU64::new(0),
         life: Life::new(),
@@ -191,10 +194,20 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
     Ok(domain)
 }
 
-fn cpuid_policy(hv: &Hypervisor, nr_vcpus: u32) -> CpuidPolicy {
+/// The APIC ids that a domain's vCPUs do not have by their numbers. Device interrupts name the APIC of
+/// the pCPU where they arrive, so whoever gets them has its id.
+fn apic_ids<'a>(hv: &'a Hypervisor, plan: &Blueprint) -> &'a [u32] {
+    if plan.privileges.contains(Privileges::HARDWARE) { &hv.apic_ids } else { &[] }
+}
+
+fn apic_id(apic_ids: &[u32], vcpu: u32) -> u32 {
+    apic_ids.get(VcpuId::new(vcpu).index()).copied().unwrap_or(vcpu)
+}
+
+fn cpuid_policy(hv: &Hypervisor, nr_vcpus: u32, apic_ids: &[u32]) -> CpuidPolicy {
     let params = CpuidParams {
         nr_vcpus,
-        max_apic_id: nr_vcpus - 1,
+        max_apic_id: (0..nr_vcpus).map(|vcpu| apic_id(apic_ids, vcpu)).max().unwrap_or(0),
         phys_bits: hv.phys_bits,
         tsc: hv.clock.scale(),
         is_tsc_invariant: hv.is_tsc_stable,
@@ -210,13 +223,14 @@ fn vcpus(
     plan: &Blueprint,
     config: &VcpuConfig,
     memory: crate::p2m::P2mView,
+    apic_ids: &[u32],
 ) -> Result<alloc::boxed::Box<[Vcpu]>, BuildError> {
     let mut vcpus = Vec::new();
     vcpus.try_reserve_exact(VcpuId::new(plan.nr_vcpus).index()).map_err(|_| BuildError::NoHeap)?;
     for id in 0..plan.nr_vcpus {
         let mut hw = hv.machine.new_vcpu(config).ok_or(BuildError::NoHeap)?;
         hw.set_tsc_offset(plan.tsc_offset);
-        vcpus.push(Vcpu::new(VcpuId::new(id), id, hw, memory));
+        vcpus.push(Vcpu::new(VcpuId::new(id), apic_id(apic_ids, id), hw, memory));
     }
     Ok(vcpus.into_boxed_slice())
 }

@@ -18,7 +18,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
@@ -42,7 +42,7 @@ use crate::p2m::{P2m, P2mView, TlbState};
 use crate::policy::control::ControlPolicy;
 use crate::policy::cpuid::CpuidPolicy;
 use crate::policy::msr::MsrPolicy;
-use crate::sched::Attention;
+use crate::sched::Seats;
 use crate::vcpu::exits::Outcome;
 use crate::vcpu::{RunState, Vcpu, VcpuState};
 use create::Estate;
@@ -132,8 +132,11 @@ pub struct Domain {
     estate: Estate,
     /// Where taking its p2m apart goes on.
     drained_to: AtomicU64,
-    attention: &'static Attention,
     news: &'static News,
+    /// Its vCPUs' places in the scheduler.
+    pub seats: Seats,
+    /// Its kernel wants to see that a run state is being written.
+    pub marks_runstate_updates: AtomicBool,
     callback: AtomicU64,
     /// Whether it may run.
     pub life: Life,
@@ -161,13 +164,16 @@ impl Domain {
             self.news.spread();
         }
         self.kick_all();
+        // Which looks whether the machine's work is done.
+        self.seats.scheduler().request(0);
     }
 
-    /// Makes every vCPU, and the scheduler, look at whether the domain may run.
+    /// Makes every vCPU look at whether the domain may run: those that do leave their guest soon, those
+    /// that do not get the chance.
     pub fn kick_all(&self) {
-        self.attention.request();
         for vcpu in &self.vcpus {
-            vcpu.request_attention();
+            vcpu.attract();
+            self.tell(vcpu);
         }
     }
 
@@ -299,11 +305,17 @@ impl Domain {
         }
     }
 
-    /// Makes a vCPU look at its flags, and the scheduler at the vCPU.
+    /// Makes a vCPU look at its flags, wherever it is: one interrupt to its pCPU at most.
     pub fn kick(&self, vcpu: &Vcpu) {
-        vcpu.request_attention();
-        if vcpu.run_state() != RunState::Runnable {
-            self.attention.request();
+        if vcpu.attract() {
+            self.tell(vcpu);
+        }
+    }
+
+    fn tell(&self, vcpu: &Vcpu) {
+        match vcpu.is_on() {
+            Some(pcpu) => self.seats.kick(pcpu),
+            None => self.seats.wake(vcpu.id),
         }
     }
 }

@@ -21,6 +21,7 @@ use guest_abi::shared_info::{
 use guest_abi::{PAGE_SIZE, Wire};
 
 use crate::addr::{Mfn, Nanos, Ticks};
+use crate::frame::FrameRef;
 use crate::mem::PhysMem;
 use crate::time::SystemClock;
 
@@ -208,6 +209,27 @@ impl RunstateClock {
         area.store_words(mem, &bytes, 0..1);
         area.store_words(mem, &bytes, 2..RunstateInfo::SIZE / 8);
         area.store(mem, ENTRY_TIME, info.state_entry_time, Ordering::Release);
+    }
+}
+
+/// Where a guest wants a vCPU's account written: in its own memory, which stays where it is for that.
+pub struct RunstateArea {
+    area: Area,
+    _frames: [Option<FrameRef>; 2],
+}
+
+impl RunstateArea {
+    /// A place of [`RunstateInfo`] at byte `offset` of the first frame, going on in the second. `None` if
+    /// it is not aligned, or does not fit.
+    #[must_use]
+    pub fn new(offset: usize, first: FrameRef, second: Option<FrameRef>) -> Option<Self> {
+        let area = Area::new(first.mfn(), offset, RunstateInfo::SIZE, second.as_ref().map(FrameRef::mfn))?;
+        Some(Self { area, _frames: [Some(first), second] })
+    }
+
+    /// Writes the account; see [`RunstateClock::write`].
+    pub fn write(&self, mem: &PhysMem, clock: &RunstateClock, marks_updates: bool) {
+        clock.write(mem, &self.area, marks_updates);
     }
 }
 

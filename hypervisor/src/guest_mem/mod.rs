@@ -32,6 +32,7 @@ use guest_abi::{Errno, PAGE_SHIFT, PAGE_SIZE, Wire};
 pub use phys::{GuestPhys, PinError};
 
 use crate::addr::{Gva, Mfn};
+use crate::frame::FrameRef;
 use crate::p2m::P2mView;
 use crate::vcpu::regs::Paging;
 use frames::{Memory, check};
@@ -277,6 +278,16 @@ impl GuestSpace {
             Ok(()) => MAX_INSTRUCTION,
             Err(_) => first,
         }
+    }
+
+    /// Takes a counted reference to the domain's own RAM behind a page that it may write: for what it
+    /// registers once by virtual address.
+    ///
+    /// # Errors
+    /// As [`GuestPhys::pin`].
+    pub fn pin(&self, gva: Gva) -> Result<FrameRef, PinError> {
+        let mfn = self.translate(gva, Access::Write).map_err(PinError::Memory)?;
+        self.memory.view.frames().get(mfn, self.memory.view.owner()).map_err(PinError::Frame)
     }
 
     #[inline(always)]

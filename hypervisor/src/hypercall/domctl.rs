@@ -227,7 +227,7 @@ fn set_affinity(call: &mut Call<'_>, id: DomId) -> HypercallResult {
             return Err(Errno::EINVAL);
         }
         domain.sched.set_affinity(vcpu, mask);
-        domain.kick_all();
+        domain.seats.set_affinity(vcpu, mask);
     }
     let in_force = domain.sched.affinity(vcpu) & call.hv.pcpus();
     for (flag, map) in
@@ -264,7 +264,7 @@ fn scheduler_op(call: &mut Call<'_>, id: DomId) -> HypercallResult {
             let weight = (params.weight != 0).then_some(params.weight);
             let cap = (params.cap != u16::MAX).then_some(params.cap);
             domain.sched.set(weight, cap);
-            domain.kick_all();
+            domain.seats.set_share(u32::from(domain.sched.weight()), u32::from(domain.sched.cap()));
             DONE
         }
         abi::XEN_DOMCTL_SCHEDOP_GETINFO => {

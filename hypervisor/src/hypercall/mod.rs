@@ -81,7 +81,7 @@ pub fn handle(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut
             state.sleep(vcpu);
             (value, Outcome::Leave)
         }
-        Ok(Reply::Yield(value)) => (value, Outcome::Leave),
+        Ok(Reply::Yield(value)) => (value, Outcome::Yield),
         Ok(Reply::Again) => return Outcome::Resume,
         Ok(Reply::Stop) => return Outcome::Leave,
     };

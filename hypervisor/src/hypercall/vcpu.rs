@@ -3,14 +3,18 @@
 //!
 //! Source: `xen/include/public/vcpu.h` at 4.17.
 
+use core::sync::atomic::Ordering;
+
 use guest_abi::num::{low_u32, to_usize};
 use guest_abi::shared_info::{RunstateInfo, VcpuTimeInfo};
 use guest_abi::vcpu as abi;
-use guest_abi::{Errno, Gfn, VcpuId};
+use guest_abi::{Errno, Gfn, PAGE_SHIFT, VcpuId, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply};
-use crate::addr::Nanos;
-use crate::guest_mem::GuestPhys;
+use crate::addr::{Gva, Nanos};
+use crate::emul::pvclock::RunstateArea;
+use crate::frame::FrameRef;
+use crate::guest_mem::{GuestPhys, PinError};
 use crate::vcpu::{NEVER, RunState};
 
 /// Errors: ENOENT for an unknown vCPU, EINVAL for another than the caller where only itself is
@@ -25,7 +29,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::VCPUOP_REGISTER_VCPU_INFO => register_info(call, id),
         abi::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA if is_self => register_runstate(call),
         abi::VCPUOP_GET_RUNSTATE_INFO => {
-            let info = runstate(call);
+            let info = target.runstate.lock().at(call.hv.clock.at(call.hv.machine.tsc()));
             call.write(call.arg2(), &info)?;
             DONE
         }
@@ -64,17 +68,26 @@ fn register_info(call: &mut Call<'_>, id: VcpuId) -> HypercallResult {
     DONE
 }
 
-fn register_runstate(call: &mut Call<'_>) -> HypercallResult {
-    let argument: abi::RegisterArea = call.read(call.arg2())?;
-    let info = runstate(call);
-    call.write(argument.addr, &info)?;
-    call.state.runstate_area = argument.addr;
-    DONE
+fn pin(call: &mut Call<'_>, address: Gva) -> Result<FrameRef, Errno> {
+    call.space().pin(address).map_err(|error| match error {
+        PinError::Memory(_) => Errno::EFAULT,
+        PinError::Frame(error) => error.into(),
+    })
 }
 
-fn runstate(call: &Call<'_>) -> RunstateInfo {
-    let now = call.hv.clock.at(call.hv.machine.tsc()).raw();
-    RunstateInfo { state: 0, state_entry_time: now, time: [now, 0, 0, 0] }
+/// The area is named by its virtual address once, and written for as long as the vCPU lives.
+fn register_runstate(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::RegisterArea = call.read(call.arg2())?;
+    let address = Gva::new(argument.addr);
+    let first = pin(call, address)?;
+    let last = address.wrapping_add(RunstateInfo::SIZE as u64 - 1);
+    let crosses = last.raw() >> PAGE_SHIFT != address.raw() >> PAGE_SHIFT;
+    let second = if crosses { Some(pin(call, last)?) } else { None };
+    let area = RunstateArea::new(address.page_offset(), first, second).ok_or(Errno::EINVAL)?;
+    let marks_updates = call.domain.marks_runstate_updates.load(Ordering::Relaxed);
+    area.write(&call.hv.mem, &call.vcpu.runstate.lock(), marks_updates);
+    call.state.runstate_area = Some(area);
+    DONE
 }
 
 fn register_time(call: &mut Call<'_>) -> HypercallResult {
@@ -91,7 +104,10 @@ fn register_time(call: &mut Call<'_>) -> HypercallResult {
 #[inline(never)]
 pub(super) fn vm_assist(call: &mut Call<'_>) -> HypercallResult {
     match (call.operation(), low_u32(call.arg1())) {
-        (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE, abi::VMASST_TYPE_RUNSTATE_UPDATE_FLAG) => DONE,
+        (command @ (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE), abi::VMASST_TYPE_RUNSTATE_UPDATE_FLAG) => {
+            call.domain.marks_runstate_updates.store(command == abi::VMASST_CMD_ENABLE, Ordering::Relaxed);
+            DONE
+        }
         (abi::VMASST_CMD_ENABLE | abi::VMASST_CMD_DISABLE, _) => Err(Errno::EINVAL),
         _ => Err(Errno::ENOSYS),
     }

@@ -82,6 +82,8 @@ impl Guest {
         guest.add_ram();
         guest.enter_long_mode();
         guest.vcpu(0).set_run_state(RunState::Runnable);
+        // What starting the domain has asked for.
+        guest.domain.vcpus.iter().for_each(|vcpu| _ = vcpu.take_attention());
         guest
     }
 
@@ -267,7 +269,7 @@ impl Guest {
 
     /// As [`Guest::run`], with the end of its slice.
     pub(crate) fn run_until(&self, index: usize, slice_end: crate::addr::Ticks) {
-        run_vcpu(self.host.hv, &self.domain, self.vcpu(index), slice_end);
+        run_vcpu(self.host.hv, &self.domain, self.vcpu(index), slice_end, self.host.hv.machine.tsc());
         assert!(!self.cpu(index).is_loaded, "the state was not saved");
     }
 

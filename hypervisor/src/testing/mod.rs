@@ -16,7 +16,7 @@ mod machine;
 pub(crate) use guest::{Guest, HOLE, arg, failed};
 pub(crate) use machine::{End, FakeMachine, ending};
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 use std::boxed::Box;
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ use crate::frame::{FrameTable, FrameType, FreeFrames, Usage, test_table};
 use crate::hypervisor::Hypervisor;
 use crate::input::InputRing;
 use crate::p2m::Format;
-use crate::sched::Attention;
+use crate::sched::{SLICE_NS, Scheduler};
 use crate::time::{SystemClock, TscScale};
 
 /// One tick is one nanosecond.
@@ -54,6 +54,9 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// pCPUs that the scheduler serves; a test that is one of several says so by [`crate::pcpu::pretend`].
+    pub(crate) const NR_PCPUS: usize = 1;
+
     /// A host with 4 MiB of memory, of which the first 128 frames can be dom0's identity map. They are
     /// never given back, so a test makes few of them.
     pub(crate) fn new() -> Self {
@@ -77,7 +80,9 @@ impl Host {
             clock: SystemClock::new(TscScale::from_khz(KHZ).unwrap(), Ticks::new(START)),
             wallclock_ns: AtomicU64::new(0),
             is_tsc_stable: true,
-            attention: Box::leak(Box::new(Attention::default())),
+            sched: Box::leak(Box::new(Scheduler::new(machine, Self::NR_PCPUS, Ticks::new(SLICE_NS)))),
+            apic_ids: (0..).take(Self::NR_PCPUS).collect(),
+            is_cleaning: AtomicBool::new(false),
             news: Box::leak(Box::new(News::default())),
             guest_io_map: Once::new(),
             making: Mutex::new(()),
@@ -91,6 +96,16 @@ impl Host {
             facts: HostFacts::default(),
         };
         Self { hv: Box::leak(Box::new(hv)), machine }
+    }
+
+    /// Puts every vCPU to sleep as far as the scheduler knows.
+    pub(crate) fn let_pcpu_0_idle(&self) {
+        let asleep = || crate::sched::queue::Stop::Asleep { until: crate::vcpu::NEVER };
+        let idles = (0..100).any(|_| {
+            let next = self.hv.sched.switch(0, self.hv.machine.tsc(), Some(&asleep));
+            matches!(next, crate::sched::queue::Next::Idle { .. })
+        });
+        assert!(idles);
     }
 
     /// A host with one domain that has no privileges and one vCPU.

@@ -24,6 +24,8 @@ pub enum Outcome {
     Resume,
     /// Back to the scheduler.
     Leave,
+    /// The same, for the sake of others.
+    Yield,
 }
 
 const VECTOR_UD: u8 = 6;
@@ -77,7 +79,7 @@ fn handle_other(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &m
             vcpu.request_attention();
         }
         Exit::Deadline => {}
-        Exit::PauseLoop => return Outcome::Leave,
+        Exit::PauseLoop => return Outcome::Yield,
         Exit::TripleFault => return domain.crash(CrashReason::TripleFault, state),
         Exit::EntryFailed { raw } => return domain.crash(CrashReason::EntryFailed(raw), state),
         Exit::Unexpected { raw } => return domain.crash(CrashReason::UnexpectedExit(raw), state),

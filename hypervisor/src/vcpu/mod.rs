@@ -15,17 +15,20 @@ pub mod regs;
 pub mod run;
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use guest_abi::VcpuId;
 use regs::GuestRegs;
 use spin::Mutex;
 
-use crate::addr::Ticks;
+use crate::addr::{Nanos, Ticks};
 use crate::backend::VcpuHw;
 use crate::counters::Counters;
+use crate::domain::Domain;
 use crate::emul::lapic::{Lapic, LapicShared};
+use crate::emul::pvclock::{Runstate, RunstateArea, RunstateClock};
 use crate::guest_mem::GuestSpace;
+use crate::hypervisor::Hypervisor;
 use crate::p2m::P2mView;
 use crate::policy::msr::MsrState;
 
@@ -56,7 +59,11 @@ pub struct Vcpu {
     pub counters: Counters,
     /// An event-channel upcall is due.
     pub upcall_due: AtomicBool,
+    /// Where it has spent its time.
+    pub runstate: Mutex<RunstateClock>,
     attention: AtomicBool,
+    /// The pCPU that runs it, plus 1; 0 for none.
+    on: AtomicUsize,
     run_state: AtomicU8,
     sleep_deadline: AtomicU64,
     state: Mutex<VcpuState>,
@@ -78,8 +85,8 @@ pub struct VcpuState {
     pub poll_timeout: Ticks,
     /// The vCPU waits in SCHEDOP_poll.
     pub is_polling: bool,
-    /// Where the guest wants its runstate written, if it does: a virtual address.
-    pub runstate_area: u64,
+    /// Where the guest wants its run state written, if it does.
+    pub runstate_area: Option<RunstateArea>,
     /// INIT has arrived and a start-up IPI has not.
     pub awaits_sipi: bool,
     /// The guest's virtual addresses, with what was walked before.
@@ -100,7 +107,9 @@ impl Vcpu {
             lapic: LapicShared::new(),
             counters: Counters::new(),
             upcall_due: AtomicBool::new(false),
+            runstate: Mutex::new(RunstateClock::new(Nanos::new(0))),
             attention: AtomicBool::new(false),
+            on: AtomicUsize::new(0),
             run_state: AtomicU8::new(RunState::Down as u8),
             sleep_deadline: AtomicU64::new(NEVER.raw()),
             state: Mutex::new(VcpuState {
@@ -111,7 +120,7 @@ impl Vcpu {
                 timer: NEVER,
                 poll_timeout: NEVER,
                 is_polling: false,
-                runstate_area: 0,
+                runstate_area: None,
                 awaits_sipi: true,
                 space: GuestSpace::new(memory, regs::Paging::default()),
                 window_requested: false,
@@ -130,10 +139,35 @@ impl Vcpu {
         self.state.try_lock()
     }
 
-    /// Makes the vCPU look at its flags before it next enters the guest, waking it if it sleeps.
+    /// Makes the vCPU look at its flags before it next enters the guest. Only its own pCPU does; others
+    /// call [`crate::domain::Domain::kick`].
     #[inline]
     pub fn request_attention(&self) {
         self.attention.store(true, Ordering::Release);
+    }
+
+    /// The same from anywhere. `false` if it was to look already, so whoever asked first has told it.
+    #[inline]
+    pub fn attract(&self) -> bool {
+        // SeqCst: comes before the look at `is_on`.
+        !self.attention.swap(true, Ordering::SeqCst)
+    }
+
+    /// The pCPU that runs the vCPU, if one does.
+    ///
+    /// Whoever wants something of the vCPU asks for attention and *then* looks here: the pCPU found is
+    /// made to exit, or, if there is none, the vCPU is woken. A pCPU that stops running it says so here
+    /// and *then* looks for requests, under the run queue's lock. Whichever comes second sees the
+    /// other, and so no request is overlooked.
+    #[inline]
+    #[must_use]
+    pub fn is_on(&self) -> Option<usize> {
+        self.on.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    /// Says which pCPU runs the vCPU; only that pCPU does.
+    pub(crate) fn set_on(&self, pcpu: Option<usize>) {
+        self.on.store(pcpu.map_or(0, |pcpu| pcpu + 1), Ordering::SeqCst);
     }
 
     /// Takes the request.
@@ -145,7 +179,7 @@ impl Vcpu {
     /// Whether somebody asked for attention.
     #[must_use]
     pub fn has_attention(&self) -> bool {
-        self.attention.load(Ordering::Acquire)
+        self.attention.load(Ordering::SeqCst)
     }
 
     /// Whether the vCPU can run.
@@ -181,6 +215,17 @@ impl VcpuState {
     pub(crate) fn renew_space(&mut self, p2m_generation: u64) -> &GuestSpace {
         self.space.renew(self.hw.paging(), p2m_generation);
         &self.space
+    }
+
+    /// Notes which states the vCPU has entered and when, and tells the guest of the last.
+    pub(crate) fn account(&self, hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, entered: &[(Runstate, Ticks)]) {
+        let mut clock = vcpu.runstate.lock();
+        for (state, when) in entered {
+            clock.enter(*state, hv.clock.at(*when));
+        }
+        if let Some(area) = &self.runstate_area {
+            area.write(&hv.mem, &clock, domain.marks_runstate_updates.load(Ordering::Relaxed));
+        }
     }
 
     /// The same without looking at the tables again: for the rest of one hypercall or exit.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The vCPU loop: one exit, one handler, one entry.
 //!
-//! [`schedule`] picks a vCPU, [`run_vcpu`] runs it until it sleeps, its slice ends or somebody
-//! else should run. Between an exit and the next entry with nothing to deliver there is: reading
+//! [`schedule`] runs on each pCPU: it asks the scheduler for a vCPU, and [`run_vcpu`] runs that until
+//! it sleeps, its slice ends or somebody else should run. Between an exit and the next entry with nothing to deliver there is: reading
 //! the counter twice, the handler, and three comparisons.
 
 use core::sync::atomic::Ordering;
@@ -10,66 +10,118 @@ use core::sync::atomic::Ordering;
 use super::exits::{self, Outcome};
 use super::regs::CpuState;
 use super::{NEVER, RunState, Vcpu, VcpuState};
-use crate::addr::{Nanos, Ticks};
+use crate::addr::Ticks;
 use crate::backend::{HostInterrupt, Injection, RunTimes};
 use crate::counters;
 use crate::domain::Domain;
+use crate::emul::pvclock::Runstate;
 use crate::exit::Exit;
 use crate::hypervisor::Hypervisor;
 use crate::pcpu;
-use crate::sched::{Next, SLICE_NS, Turns};
+use crate::sched::queue::{Next, Stop};
 
 const RFLAGS_IF: u64 = 1 << 9;
 /// VIRQ_TIMER. Source: `xen.h`.
 const VIRQ_TIMER: u32 = 0;
 
-/// Runs vCPUs for ever.
+/// Runs vCPUs on this pCPU for ever.
 pub fn schedule(hv: &'static Hypervisor) -> ! {
-    let mut turns = Turns::new(slice(hv));
+    let here = pcpu::current();
+    let mut next = hv.sched.switch(here, hv.machine.tsc(), None);
     loop {
-        run_slice(hv, &mut turns);
+        next = step(hv, here, next);
     }
 }
 
-/// Runs one vCPU for a slice, or idles once.
-fn run_slice(hv: &'static Hypervisor, turns: &mut Turns) {
-    hv.after_slice();
-    let now = hv.machine.tsc();
-    match turns.choose(hv.domains.iter(), now) {
-        Next::Run { domain: d, vcpu: v, contended } => {
-            let slice = if contended { slice(hv) } else { NEVER };
-            let slice_end = Ticks::new(now.raw().saturating_add(slice.raw()));
-            let Some(domain) = hv.domains.by_index(d) else { return };
-            run_vcpu(hv, &domain, &domain.vcpus[v], slice_end.min(hv.others_deadline((d, v))));
+/// Runs one vCPU for as long as the scheduler lets it, or idles once; returns what comes next.
+fn step(hv: &'static Hypervisor, here: usize, next: Next) -> Next {
+    if here == 0 {
+        hv.after_slice();
+    }
+    match next {
+        Next::Run { who, until, ready_since, .. } => {
+            // A domain that is gone takes its seats with it.
+            let Some(domain) = hv.domains.by_index(who.domain) else { return sleep_on(hv, here) };
+            let Some(vcpu) = domain.vcpus.get(who.vcpu) else { return sleep_on(hv, here) };
+            let outcome = run_vcpu(hv, &domain, vcpu, until, ready_since);
+            hv.sched.switch(here, hv.machine.tsc(), Some(&|| stop(&domain, vcpu, outcome)))
         }
         Next::Idle { until } => {
-            hv.machine.idle(until);
-            while let Some(interrupt) = hv.machine.take_interrupt(None) {
-                hv.host_interrupt(interrupt);
-            }
+            hv.idle(here, until);
+            hv.sched.switch(here, hv.machine.tsc(), None)
         }
     }
 }
 
-fn slice(hv: &Hypervisor) -> Ticks {
-    hv.clock.scale().ticks(Nanos::new(SLICE_NS))
+fn sleep_on(hv: &'static Hypervisor, here: usize) -> Next {
+    hv.sched.switch(here, hv.machine.tsc(), Some(&|| Stop::Asleep { until: NEVER }))
 }
 
-/// Runs one vCPU until it cannot or should not go on.
-///
-/// The loop is a function of its own, and what it seldom needs is kept out of it: so its few values
-/// stay in registers.
-#[inline(never)]
-pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, slice_end: Ticks) {
+/// How a vCPU that is not on its pCPU any more goes on. Asked under the queue's lock, after
+/// [`Vcpu::set_on`].
+fn stop(domain: &Domain, vcpu: &Vcpu, outcome: Outcome) -> Stop {
+    match vcpu.run_state() {
+        _ if !domain.is_running() => Stop::Asleep { until: NEVER },
+        RunState::Runnable if outcome == Outcome::Yield => Stop::Yields,
+        RunState::Runnable => Stop::Ready,
+        _ if vcpu.has_attention() => Stop::Ready,
+        RunState::Blocked => Stop::Asleep { until: vcpu.sleep_deadline() },
+        RunState::Down => Stop::Asleep { until: NEVER },
+    }
+}
+
+/// Runs one vCPU until it cannot or should not go on. It has waited for a pCPU since `ready_since`.
+pub(crate) fn run_vcpu(
+    hv: &'static Hypervisor,
+    domain: &Domain,
+    vcpu: &Vcpu,
+    until: Ticks,
+    ready_since: Ticks,
+) -> Outcome {
+    let here = pcpu::current();
     let mut guard = vcpu.state();
+    vcpu.set_on(Some(here));
     let state = &mut *guard;
     vcpu.set_run_state(wake_up(domain, vcpu, state));
-    if vcpu.run_state() != RunState::Runnable {
-        return;
+    let mut outcome = Outcome::Leave;
+    if vcpu.run_state() == RunState::Runnable {
+        domain.tlb.begin(here);
+        state.hw.load();
+        state.account(hv, domain, vcpu, &[(Runstate::Runnable, ready_since), (Runstate::Running, hv.machine.tsc())]);
+        outcome = enter_until(hv, domain, vcpu, state, here, until);
+        state.account(hv, domain, vcpu, &[(after(vcpu.run_state(), domain), hv.machine.tsc())]);
+        state.hw.save();
+        domain.tlb.end(here);
     }
-    let here = pcpu::current();
-    domain.tlb.begin(here);
-    state.hw.load();
+    drop(guard);
+    vcpu.set_on(None);
+    outcome
+}
+
+/// What a vCPU does when it has stopped running.
+fn after(state: RunState, domain: &Domain) -> Runstate {
+    match state {
+        _ if !domain.is_running() => Runstate::Offline,
+        RunState::Runnable => Runstate::Runnable,
+        RunState::Blocked => Runstate::Blocked,
+        RunState::Down => Runstate::Offline,
+    }
+}
+
+/// Enters the guest again and again, until the vCPU sleeps, the scheduler is to be asked, or `until`.
+///
+/// A function of its own, and what it seldom needs is kept out of it: so its few values stay in
+/// registers.
+#[inline(never)]
+fn enter_until(
+    hv: &'static Hypervisor,
+    domain: &Domain,
+    vcpu: &Vcpu,
+    state: &mut VcpuState,
+    here: usize,
+    until: Ticks,
+) -> Outcome {
+    let mut outcome = Outcome::Leave;
     vcpu.request_attention();
     let mut begin = hv.machine.tsc();
     let mut times = RunTimes { entered: begin, exited: begin };
@@ -93,22 +145,22 @@ pub(crate) fn run_vcpu(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, sl
             state.p2m_generation = generation;
             state.hw.set_p2m(domain.tlb.root(), generation);
         }
-        let exit = state.hw.run(&mut state.regs, due.min(slice_end), &mut times);
+        let exit = state.hw.run(&mut state.regs, due.min(until), &mut times);
         vcpu.counters.ticks[reason].add(times.entered.raw().wrapping_sub(begin.raw()));
         vcpu.counters.in_guest.add(times.exited.raw().wrapping_sub(times.entered.raw()));
         begin = times.exited;
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);
-        if exits::handle(hv, domain, vcpu, state, exit) == Outcome::Leave
-            || hv.attention.take()
-            || begin >= slice_end && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline)
+        outcome = exits::handle(hv, domain, vcpu, state, exit);
+        if outcome != Outcome::Resume
+            || hv.sched.take_request(here)
+            || begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline)
         {
             break;
         }
     }
     vcpu.counters.ticks[reason].add(hv.machine.tsc().raw().wrapping_sub(begin.raw()));
-    state.hw.save();
-    domain.tlb.end(here);
+    outcome
 }
 
 /// Ends a sleep: what the scheduler saw is made true.
@@ -300,17 +352,37 @@ impl Hypervisor {
         }
     }
 
-    /// The earliest timer of a sleeping vCPU other than `running`: it ends the slice.
-    fn others_deadline(&self, running: (usize, usize)) -> Ticks {
-        let mut earliest = NEVER;
-        for (d, domain) in self.domains.iter() {
-            for (v, vcpu) in domain.vcpus.iter().enumerate() {
-                if (d, v) != running && vcpu.run_state() == RunState::Blocked && domain.is_running() {
-                    earliest = earliest.min(vcpu.sleep_deadline());
-                }
+    /// Waits until something happens, or `until`. Free frames are cleaned meanwhile, a batch at a time
+    /// with interrupts let in between, by one pCPU of those that idle.
+    fn idle(&self, here: usize, until: Ticks) {
+        let cleans = !self.is_cleaning.swap(true, Ordering::Acquire);
+        let mut has_more = cleans;
+        while !self.sched.has_request(here) && self.machine.tsc() < until {
+            has_more = has_more && self.frames.scrub();
+            if !has_more {
+                break;
+            }
+            if self.take_interrupts() {
+                break;
             }
         }
-        earliest
+        if cleans {
+            self.is_cleaning.store(false, Ordering::Release);
+        }
+        if !has_more && !self.sched.has_request(here) {
+            self.machine.idle(until);
+            self.take_interrupts();
+        }
+    }
+
+    /// Acts on the interrupts that wait; `false` if there are none.
+    fn take_interrupts(&self) -> bool {
+        let mut any = false;
+        while let Some(interrupt) = self.machine.take_interrupt(None) {
+            self.host_interrupt(interrupt);
+            any = true;
+        }
+        any
     }
 }
 

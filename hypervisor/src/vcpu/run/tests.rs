@@ -7,9 +7,11 @@ use guest_abi::shared_info::{VCPU_PENDING_SEL, VCPU_UPCALL_PENDING};
 use guest_abi::{EvtchnPort, VcpuId};
 
 use super::*;
+use crate::addr::Nanos;
 use crate::backend::HostInterrupt;
 use crate::domain::ShutdownReason;
 use crate::emul::lapic::Trigger;
+use crate::sched::SLICE_NS;
 use crate::testing::{DOM0, End, GUEST, Guest, Host, START, arg, ending};
 
 const CALLBACK: u8 = 0xf3;
@@ -30,13 +32,41 @@ fn interrupt(vector: u8) -> Injection {
     Injection::Interrupt { vector }
 }
 
-/// What the scheduler would do now.
+/// What the scheduler does now on pCPU 0. Tests run vCPUs behind its back, so first each is put to sleep
+/// or woken as it would be after a run.
 fn next(host: Host) -> Next {
-    turns(host).choose(host.hv.domains.iter(), host.hv.machine.tsc())
+    let (hv, now) = (host.hv, host.hv.machine.tsc());
+    for (_, domain) in hv.domains.iter() {
+        domain.vcpus.iter().for_each(|vcpu| domain.seats.wake(vcpu.id));
+    }
+    let mut how = Stop::Ready;
+    let mut ready = std::vec::Vec::new();
+    while let Some((domain, vcpu)) = who(hv.sched.switch(0, now, Some(&|| how))) {
+        let domain = hv.domains.by_index(domain).unwrap();
+        how = stop(&domain, &domain.vcpus[vcpu], Outcome::Leave);
+        if how == Stop::Ready || matches!(how, Stop::Asleep { until } if until <= now) {
+            ready.push((domain.clone(), domain.vcpus[vcpu].id));
+            how = Stop::Asleep { until: NEVER };
+        }
+    }
+    for (domain, vcpu) in &ready {
+        domain.seats.wake(*vcpu);
+    }
+    hv.sched.switch(0, now, None)
 }
 
-fn turns(host: Host) -> Turns {
-    Turns::new(slice(host.hv))
+/// Domain and vCPU that run.
+fn who(next: Next) -> Option<(usize, usize)> {
+    match next {
+        Next::Run { who, .. } => Some((who.domain, who.vcpu)),
+        Next::Idle { .. } => None,
+    }
+}
+
+/// Runs whoever is next for a slice, or idles once.
+fn run_slice(host: Host) {
+    let next = next(host);
+    step(host.hv, 0, next);
 }
 
 // --- Delivery.
@@ -220,7 +250,7 @@ fn a_halted_vcpu_sleeps_until_an_event() {
     assert_eq!(guest.moved(), 1);
     assert_eq!(next(host), Next::Idle { until: NEVER });
     guest.raise(0);
-    assert_eq!(next(host), Next::Run { domain: 1, vcpu: 0, contended: false });
+    assert_eq!(who(next(host)), Some((1, 0)));
     guest.run(0);
     assert_eq!(guest.cpu(0).vectors(), [CALLBACK]);
     assert_eq!(guest.vcpu(0).run_state(), RunState::Runnable);
@@ -282,10 +312,9 @@ fn an_idle_machine_sleeps_until_the_nearest_timer() {
         guest.cpu(0).exits(Exit::Halt);
         guest.run(0);
     }
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!(*host.machine.idles.lock().unwrap(), [Ticks::new(START + 500)]);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!((other.cpu(0).entries, guest.cpu(0).entries), (2, 1));
 }
 
@@ -386,13 +415,11 @@ fn yielding_lets_the_other_run_first() {
     let other = Guest::new(host, 2, GUEST, 1);
     guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_YIELD), 0, 0]);
     guest.cpu(0).exits(Exit::Hypercall);
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    let next = step(host.hv, 0, next(host));
     assert_eq!((guest.moved(), guest.regs().rax), (3, 0));
-    run_slice(host.hv, &mut turns);
+    assert_eq!(who(next), Some((2, 0)), "although it has run no longer");
+    step(host.hv, 0, next);
     assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (1, 1));
-    run_slice(host.hv, &mut turns);
-    assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (2, 1));
 }
 
 // --- Sharing the CPU.
@@ -400,12 +427,10 @@ fn yielding_lets_the_other_run_first() {
 #[test]
 fn a_slice_ends_only_if_somebody_waits() {
     let (host, guest) = guest();
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!(guest.cpu(0).deadline, NEVER);
     let _other = Guest::new(host, 2, GUEST, 1);
-    let mut turns = self::turns(host);
-    run_slice(host.hv, &mut turns);
+    step(host.hv, 0, step(host.hv, 0, next(host)));
     assert_eq!(guest.cpu(0).deadline, Ticks::new(START + SLICE_NS));
 }
 
@@ -428,16 +453,18 @@ fn waking_somebody_makes_the_waker_leave_at_its_exit() {
     other.code(&[0xf4]);
     other.cpu(0).exits(Exit::Halt);
     other.run(0);
-    host.hv.attention.take();
-    other.raise(0);
-    guest.cpu(0).exits(Exit::CacheFlush);
-    guest.cpu(0).exits(Exit::CacheFlush);
     guest.cpu(0).next_rip = Some(0x8002);
-    guest.run(0);
-    assert_eq!(guest.cpu(0).entries, 1);
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
-    assert_eq!((guest.cpu(0).entries, other.cpu(0).entries), (1, 2));
+    let (machine, domain) = (host.machine, other.domain.clone());
+    guest.cpu(0).then(move |_, _| {
+        machine.advance(SLICE_NS / 2);
+        domain.kick(&domain.vcpus[0]);
+        Some(Exit::CacheFlush)
+    });
+    guest.cpu(0).exits(Exit::CacheFlush);
+    let next = next(host);
+    assert_eq!(who(next), Some((1, 0)));
+    let next = step(host.hv, 0, next);
+    assert_eq!((guest.cpu(0).entries, who(next)), (1, Some((2, 0))));
 }
 
 #[test]
@@ -449,12 +476,14 @@ fn a_vcpu_that_always_wakes_at_once_starves_nobody() {
     // It polls with a time-out that has passed, for ever.
     guest.put(arg(0), &sched_abi::Poll { ports: arg(1), nr_ports: 1, timeout: 1 });
     host.advance(10);
-    let mut turns = turns(host);
     for _ in 0..100 {
         guest.load_call(HYPERVISOR_SCHED_OP, [u64::from(sched_abi::SCHEDOP_POLL), arg(0), 0]);
-        guest.cpu(0).exits(Exit::Hypercall);
-        host.advance(SLICE_NS / 20);
-        run_slice(host.hv, &mut turns);
+        let machine = host.machine;
+        guest.cpu(0).then(move |_, _| {
+            machine.advance(SLICE_NS / 20);
+            Some(Exit::Hypercall)
+        });
+        run_slice(host);
     }
     assert!(other.cpu(0).entries >= 4, "{} of 100 slices", other.cpu(0).entries);
 }
@@ -467,11 +496,10 @@ fn the_timer_of_a_domain_that_has_ended_ends_no_slice() {
     other.code(&[0xf4]);
     other.cpu(0).exits(Exit::Halt);
     other.run(0);
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!(guest.cpu(0).deadline, Ticks::new(START + 500));
     other.domain.shut_down(ShutdownReason::Crash);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!(guest.cpu(0).deadline, NEVER);
 }
 
@@ -486,11 +514,14 @@ fn a_device_interrupt_reaches_dom0_under_its_own_vector_whoever_runs() {
     dom0.code(&[0xf4]);
     dom0.cpu(0).exits(Exit::Halt);
     dom0.run(0);
-    host.hv.attention.take();
-    guest.cpu(0).exits(Exit::ExternalInterrupt { vector: Some(0x55) });
+    let machine = host.machine;
+    guest.cpu(0).then(move |_, _| {
+        machine.advance(SLICE_NS / 2);
+        Some(Exit::ExternalInterrupt { vector: Some(0x55) })
+    });
     guest.cpu(0).exits(Exit::Deadline);
-    guest.run(0);
-    assert_eq!(guest.cpu(0).entries, 1, "dom0 runs first");
+    let next = step(host.hv, 0, next(host));
+    assert_eq!((guest.cpu(0).entries, who(next)), (1, Some((0, 0))), "dom0 runs first");
     assert_eq!(host.machine.ends.load(Ordering::SeqCst), 1);
     dom0.run(0);
     assert_eq!(dom0.cpu(0).vectors(), [0x55]);
@@ -505,10 +536,9 @@ fn all_interrupts_that_wait_are_taken_while_idle() {
     for interrupt in [HostInterrupt::Spurious, HostInterrupt::Device { vector: 0x31 }, HostInterrupt::Timer] {
         host.machine.interrupt(interrupt);
     }
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert!(host.machine.take_interrupt_for_test().is_none());
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!(dom0.cpu(0).vectors(), [0x31]);
 }
 
@@ -531,16 +561,16 @@ fn init_and_a_startup_ipi_start_a_second_vcpu() {
     let host = Host::new();
     let guest = Guest::new(host, 1, GUEST, 2);
     guest.enable_apic(0);
-    assert_eq!(next(host), Next::Run { domain: 1, vcpu: 0, contended: false });
+    assert_eq!(who(next(host)), Some((1, 0)));
     // A start-up IPI, INIT, a start-up IPI, as another CPU's kernel sends them.
     guest.state(1).regs.rbx = 7;
     assert!(guest.wrmsr(0x830, 1 << 32 | 0x4500));
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
+    run_slice(host);
     assert_eq!((guest.vcpu(1).has_attention(), guest.vcpu(1).run_state()), (false, RunState::Down));
     assert!(guest.wrmsr(0x830, 1 << 32 | 0x4609));
-    run_slice(host.hv, &mut turns);
-    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Runnable, 1), "who was woken runs first");
+    step(host.hv, 0, step(host.hv, 0, next(host)));
+    assert_eq!((guest.vcpu(1).run_state(), guest.cpu(1).entries), (RunState::Runnable, 1));
     assert_eq!(guest.cpu(1).state, CpuState::startup_ipi(9));
     assert_eq!(guest.state(1).regs.rbx, 0);
     // It runs: another start-up IPI means nothing.
@@ -589,8 +619,7 @@ fn attention_wakes_no_vcpu_that_is_down_and_is_not_asked_for_again() {
     guest.domain.set_callback_vector(Some(CALLBACK));
     guest.vcpu(0).set_run_state(RunState::Blocked);
     guest.raise(1);
-    let mut turns = turns(host);
-    run_slice(host.hv, &mut turns);
+    run_slice(host);
     assert_eq!((guest.cpu(1).entries, guest.vcpu(1).run_state()), (0, RunState::Down));
     assert_eq!(next(host), Next::Idle { until: NEVER });
 }
@@ -686,7 +715,7 @@ fn a_domain_that_another_cpu_ends_is_left_at_the_next_exit() {
     let domain = guest.domain.clone();
     guest.cpu(0).then(move |_, _| {
         domain.shut_down(ShutdownReason::Crash);
-        assert!(host.hv.attention.take(), "the scheduler is asked for, on one CPU or the other");
+        assert!(host.hv.sched.take_request(0), "the scheduler is asked for, on one CPU or the other");
         Some(Exit::Deadline)
     });
     guest.cpu(0).exits(Exit::Deadline);
@@ -709,7 +738,7 @@ fn the_machine_goes_on_while_its_first_domain_does() {
     let other = Guest::new(host, 2, GUEST, 1);
     other.domain.shut_down(ShutdownReason::Crash);
     host.hv.after_slice();
-    assert!(matches!(next(host), Next::Run { domain: 1, contended: false, .. }));
+    assert_eq!(who(next(host)), Some((1, 0)));
 }
 
 #[test]

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The scheduler: [`RunQueue`] decides, and this tells the pCPUs and keeps the vCPUs' side in step.
+//!
+//! A vCPU is in the queue from its making to its end, in a *seat*; [`Seats`] are a domain's, and go
+//! with it. A pCPU that has stopped running a vCPU says so and learns what comes next in one step
+//! ([`Scheduler::switch`]). Whoever has made something deliverable sets the vCPU's attention flag and
+//! then either makes its pCPU exit or wakes it here; see [`crate::vcpu::Vcpu::is_on`] for why nothing
+//! falls between.
+//!
+//! A pCPU that has to ask the queue again finds [`Scheduler::take_request`] true at its next exit; one
+//! that runs a guest or idles elsewhere is kicked for that, once.
+
+pub mod queue;
+#[cfg(test)]
+mod simulation;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use guest_abi::{DomId, VcpuId};
+use queue::{Next, RunQueue, SeatId, Stop, Who};
+
+use crate::addr::Ticks;
+use crate::backend::Machine;
+use crate::domain::DomainTable;
+use crate::lock::{Lock, Rank};
+use crate::pcpu::{self, MAX_PCPUS};
+
+/// How long a vCPU runs while others wait.
+pub const SLICE_NS: u64 = 10_000_000;
+
+/// The queue and the pCPUs that it serves.
+pub struct Scheduler {
+    queue: Lock<RunQueue>,
+    requests: [AtomicBool; MAX_PCPUS],
+    machine: &'static dyn Machine,
+    nr_pcpus: usize,
+}
+
+impl Scheduler {
+    /// A scheduler for pCPUs 0 to `nr_pcpus` - 1. `slice` is [`SLICE_NS`] in ticks.
+    #[must_use]
+    pub fn new(machine: &'static dyn Machine, nr_pcpus: usize, slice: Ticks) -> Self {
+        let queue = RunQueue::new(nr_pcpus, DomainTable::CAPACITY, slice);
+        Self {
+            queue: Lock::new(Rank::Scheduler, queue),
+            requests: [const { AtomicBool::new(false) }; MAX_PCPUS],
+            machine,
+            nr_pcpus,
+        }
+    }
+
+    /// How many pCPUs run vCPUs.
+    #[must_use]
+    pub const fn nr_pcpus(&self) -> usize {
+        self.nr_pcpus
+    }
+
+    /// Makes the pCPUs in the set ask what to run: this one at its next exit, others by a kick.
+    fn poke(&self, pcpus: u64) {
+        let mut left = pcpus;
+        while left != 0 {
+            let pcpu = left.trailing_zeros() as usize;
+            left &= left - 1;
+            self.request(pcpu);
+        }
+    }
+
+    /// Makes one pCPU ask what to run, and look at what else there is to do between two vCPUs.
+    pub fn request(&self, pcpu: usize) {
+        let was_requested = self.requests[pcpu % MAX_PCPUS].swap(true, Ordering::SeqCst);
+        if !was_requested && pcpu != pcpu::current() {
+            self.machine.kick(pcpu);
+        }
+    }
+
+    /// Whether this pCPU is to ask; takes the request.
+    #[inline]
+    pub fn take_request(&self, pcpu: usize) -> bool {
+        let request = &self.requests[pcpu % MAX_PCPUS];
+        request.load(Ordering::Relaxed) && request.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether this pCPU is to ask.
+    #[must_use]
+    pub fn has_request(&self, pcpu: usize) -> bool {
+        self.requests[pcpu % MAX_PCPUS].load(Ordering::SeqCst)
+    }
+
+    /// This pCPU has stopped running a vCPU, if `stopped` says how, and learns what comes next.
+    /// `stopped` is asked under the queue's lock: what it then sees is what decides.
+    pub(crate) fn switch(&self, pcpu: usize, now: Ticks, stopped: Option<&dyn Fn() -> Stop>) -> Next {
+        self.take_request(pcpu);
+        let mut queue = self.queue.lock();
+        if let Some(how) = stopped {
+            queue.stop(pcpu, now, how());
+        }
+        let (next, others) = queue.next(pcpu, now);
+        drop(queue);
+        self.poke(others);
+        next
+    }
+
+    /// Gives the vCPUs of a domain their places. The first is at home on pCPU 0 and so on. `None` when
+    /// memory ran out.
+    pub(crate) fn seat(&'static self, domain: DomId, nr_vcpus: u32) -> Option<Seats> {
+        let mut ids = Vec::new();
+        ids.try_reserve_exact(VcpuId::new(nr_vcpus).index()).ok()?;
+        let mut seats = Seats { sched: self, domain: domain.index(), ids: Box::default() };
+        for vcpu in (0..nr_vcpus).map(|raw| VcpuId::new(raw).index()) {
+            match self.queue.lock().add(Who { domain: seats.domain, vcpu }, vcpu) {
+                Some(id) => ids.push(id),
+                None => break,
+            }
+        }
+        let is_complete = ids.len() == VcpuId::new(nr_vcpus).index();
+        seats.ids = ids.into_boxed_slice();
+        is_complete.then_some(seats)
+    }
+}
+
+/// The places of one domain's vCPUs. They are given up when this is dropped.
+pub struct Seats {
+    sched: &'static Scheduler,
+    domain: usize,
+    ids: Box<[SeatId]>,
+}
+
+impl Seats {
+    /// A vCPU has something to do: it gets a pCPU as soon as its turn allows, if it waits for nothing
+    /// else. No effect on one that is awake.
+    pub fn wake(&self, vcpu: VcpuId) {
+        let Some(id) = self.ids.get(vcpu.index()) else { return };
+        let pokes = self.sched.queue.lock().wake(*id, self.sched.machine.tsc());
+        self.sched.poke(pokes);
+    }
+
+    /// Makes a vCPU's pCPU exit from its guest.
+    pub(crate) fn kick(&self, pcpu: usize) {
+        if pcpu != pcpu::current() {
+            self.sched.machine.kick(pcpu);
+        }
+    }
+
+    /// The scheduler.
+    #[must_use]
+    pub const fn scheduler(&self) -> &'static Scheduler {
+        self.sched
+    }
+
+    /// Sets the weight of the domain's vCPUs ([`queue::DEFAULT_WEIGHT`] is everybody's) and its cap in
+    /// per cent of one pCPU, 0 for none.
+    pub fn set_share(&self, weight: u32, cap: u32) {
+        let pokes = self.sched.queue.lock().set_share(self.domain, weight, cap);
+        self.sched.poke(pokes);
+    }
+
+    /// The weight and the cap.
+    #[must_use]
+    pub fn share(&self) -> (u32, u32) {
+        self.sched.queue.lock().share(self.domain)
+    }
+
+    /// Sets the pCPUs that a vCPU may run on, a bit for each. `false`, and no change, if it has no such
+    /// vCPU or none of the pCPUs is there.
+    pub fn set_affinity(&self, vcpu: VcpuId, pcpus: u64) -> bool {
+        let present = u64::MAX >> (MAX_PCPUS - self.sched.nr_pcpus);
+        let Some(id) = self.ids.get(vcpu.index()).filter(|_| pcpus & present != 0) else { return false };
+        let pokes = self.sched.queue.lock().set_affinity(*id, pcpus, self.sched.machine.tsc());
+        self.sched.poke(pokes);
+        true
+    }
+
+    /// The pCPUs that a vCPU may run on, and the one where it runs or last ran.
+    #[must_use]
+    pub fn affinity(&self, vcpu: VcpuId) -> Option<(u64, usize)> {
+        let id = self.ids.get(vcpu.index())?;
+        let queue = self.sched.queue.lock();
+        Some((queue.affinity(*id), queue.last_pcpu(*id)))
+    }
+}
+
+impl Drop for Seats {
+    fn drop(&mut self) {
+        let mut queue = self.sched.queue.lock();
+        self.ids.iter().for_each(|id| queue.remove(*id));
+    }
+}
