@@ -187,9 +187,16 @@ pub const FEATURE_POSTED_INTERRUPTS: u64 = 1 << 10;
 /// Bit of [`HostInfo::features`]: VT-x logs what is written.
 pub const FEATURE_PML: u64 = 1 << 11;
 
+/// Bit of [`HostInfo::features`]: A CPU that goes to another domain forgets its branches (IBPB).
+pub const FEATURE_IBPB: u64 = 1 << 12;
+/// Bit of [`HostInfo::features`]: A CPU that goes to another domain overwrites its buffers (VERW).
+pub const FEATURE_MD_CLEAR: u64 = 1 << 13;
+/// Bit of [`HostInfo::features`]: A CPU that goes to another domain empties its L1 data cache.
+pub const FEATURE_L1D_FLUSH: u64 = 1 << 14;
+
 /// What the bits of [`HostInfo::features`] are called, from bit 0 on: features of the CPU that are
 /// in use.
-pub const FEATURE_NAMES: [&str; 12] = [
+pub const FEATURE_NAMES: [&str; 15] = [
     "next-rip",
     "flush-by-asid",
     "x2apic",
@@ -202,6 +209,9 @@ pub const FEATURE_NAMES: [&str; 12] = [
     "apicv",
     "posted-interrupts",
     "pml",
+    "ibpb",
+    "md-clear",
+    "l1d-flush",
 ];
 
 /// Bytes of [`HostInfo::version`].

@@ -203,6 +203,8 @@ pub trait Machine: Sync {
     fn heap_usage(&self) -> HeapUsage {
         HeapUsage::default()
     }
+    /// Makes this pCPU forget what it remembers of the domain that it ran, before it runs another.
+    fn forget_domain(&self) {}
     /// Wakes another pCPU that is idle, or makes it exit from its guest, so that it looks at its flags
     /// and comes to its next entry.
     fn kick(&self, pcpu: usize);

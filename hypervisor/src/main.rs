@@ -40,7 +40,7 @@ use spin::{Mutex, Once};
 
 use machine::boot::{BootInfo, BootModule, power};
 use machine::hw::{self, Hw};
-use machine::{apic, clock, console, cpu, layout, lazy, memory, panic, percpu, rtc, screen, smp};
+use machine::{apic, clock, console, cpu, hygiene, layout, lazy, memory, panic, percpu, rtc, screen, smp};
 
 /// Bytes of the hypervisor's heap.
 const HEAP_SIZE: u64 = 3 << 19;
@@ -85,6 +85,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
     let backend = hw::enable_backend()?;
     let (x2apic, deadline) = apic::modes();
     log::info!("local APIC {}, x2APIC {x2apic}, TSC deadline {deadline}", apic::id());
+    hygiene::init();
     pcpu::set_current(percpu::number);
     let cpus = smp::start_all(map.trampoline, &acpi.madt.apic_ids);
     log::info!("{} of {} CPUs run, with APIC ids {cpus:?}", cpus.len(), acpi.madt.apic_ids.len());

@@ -67,6 +67,24 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/second-vcpu-timers", &[Guest { program: "smp_timers", words: "vcpus=2" }]),
     Check::guests("guest/control", &[Guest { program: "control", words: "mem=16 control" }]),
     Check::guests("guest/control-refused", &[guest("control_refused")]),
+    Check {
+        tier: Tier::Gate,
+        cpus: 2,
+        limit_seconds: 300,
+        ..Check::guests("guest/two-cpus", &[Guest { program: "smp_torture", words: "vcpus=2" }])
+    },
+    Check {
+        tier: Tier::Gate,
+        cpus: 2,
+        limit_seconds: 240,
+        ..Check::guests("guest/second-vcpu-on-two-cpus", &[Guest { program: "smp", words: "vcpus=2" }])
+    },
+    Check {
+        tier: Tier::Gate,
+        cpus: 2,
+        limit_seconds: 240,
+        ..Check::guests("guest/two-domains-on-two-cpus", TWO_DOMAINS)
+    },
     Check::guests("guest/random-calls", &[Guest { program: "fuzz", words: "-- seed=1 count=400" }]),
     Check {
         tier: Tier::Long,

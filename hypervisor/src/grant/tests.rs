@@ -285,7 +285,7 @@ fn an_unmap_without_its_flush_is_caught() {
     let world = World::new(2);
     world.grant(1, 0, 0, 0, PERMIT);
     let (_, handle) = world.map(0, 1, 0, 8, RW);
-    world.doms[0].p2m.tlb.begin(0);
+    let _ = world.doms[0].p2m.tlb.begin(0);
     world.doms[0].p2m.tlb.enter(0);
     without_flush(FlushSite::GrantUnmap, || world.unmap(0, handle, 8));
 }

@@ -12,7 +12,7 @@ use spin::Once;
 
 use super::apic::{self, vector};
 use super::boot::power;
-use super::{console, cpu, heap, lazy, percpu, smp, svm, vmx};
+use super::{console, cpu, heap, hygiene, lazy, percpu, smp, svm, vmx};
 
 /// Which of the two ways this CPU runs guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub(crate) fn features() -> u64 {
         Some(Backend::Vmx { .. }) => vmx::features(),
         None => 0,
     };
-    common.iter().filter(|(present, _)| *present).fold(backend, |bits, (_, bit)| bits | bit)
+    common.iter().filter(|(present, _)| *present).fold(backend | hygiene::features(), |bits, (_, bit)| bits | bit)
 }
 
 /// The one machine.
@@ -175,6 +175,10 @@ impl Machine for Hw {
     fn heap_usage(&self) -> HeapUsage {
         let (used, free) = heap::usage();
         HeapUsage { used: used as u64, size: (used + free) as u64 }
+    }
+
+    fn forget_domain(&self) {
+        hygiene::forget_domain();
     }
 
     fn kick(&self, pcpu: usize) {

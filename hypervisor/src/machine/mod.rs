@@ -15,6 +15,7 @@ pub(crate) mod console;
 pub(crate) mod cpu;
 pub(crate) mod heap;
 pub(crate) mod hw;
+pub(crate) mod hygiene;
 pub(crate) mod layout;
 pub(crate) mod lazy;
 pub(crate) mod memory;

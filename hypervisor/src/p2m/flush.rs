@@ -67,6 +67,8 @@ impl FlushSite {
 pub struct TlbState {
     root: Mfn,
     tag: u16,
+    /// Nobody else's.
+    serial: u64,
     generation: AtomicU64,
     /// Removals of anything but references.
     own_generation: AtomicU64,
@@ -86,10 +88,12 @@ impl TlbState {
         /// A domain would have to live through this many removals to meet the next one's numbers.
         const REMOVALS: u64 = 1 << 40;
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let serial = NEXT.fetch_add(REMOVALS, Ordering::Relaxed);
         Self {
             root,
             tag,
-            generation: AtomicU64::new(NEXT.fetch_add(REMOVALS, Ordering::Relaxed)),
+            serial,
+            generation: AtomicU64::new(serial),
             own_generation: AtomicU64::new(1),
             ran: AtomicU64::new(0),
             running: AtomicU64::new(0),
@@ -129,14 +133,16 @@ impl TlbState {
         self.flushes[site as usize].load(Ordering::Relaxed)
     }
 
-    /// A vCPU of the domain is scheduled in on this pCPU.
-    pub fn begin(self: &Arc<Self>, pcpu: usize) {
+    /// A vCPU of the domain is scheduled in on this pCPU. Returns whether the pCPU ran another domain
+    /// last.
+    pub fn begin(self: &Arc<Self>, pcpu: usize) -> bool {
         *SCHEDULED_IN[pcpu % MAX_PCPUS].lock() = Some(self.clone());
         let bit = 1_u64 << (pcpu % MAX_PCPUS);
         // Before the generation is read: a flush that does not see the bit comes before the first
         // entry, and that entry then sees its generation.
         self.running.fetch_or(bit, Ordering::SeqCst);
         self.ran.fetch_or(bit, Ordering::SeqCst);
+        LAST_RAN[pcpu % MAX_PCPUS].swap(self.serial, Ordering::Relaxed) != self.serial
     }
 
     /// It is scheduled out.
@@ -223,6 +229,9 @@ pub trait Flusher {
 
 /// The p2m of the vCPU that each pCPU has scheduled in. Only that pCPU takes the lock.
 static SCHEDULED_IN: [SpinMutex<Option<Arc<TlbState>>>; MAX_PCPUS] = [const { SpinMutex::new(None) }; MAX_PCPUS];
+
+/// The serial number of the p2m that each pCPU ran last.
+static LAST_RAN: [AtomicU64; MAX_PCPUS] = [const { AtomicU64::new(0) }; MAX_PCPUS];
 
 impl Flusher for dyn Machine + '_ {
     fn flush(&self, tlb: &TlbState, generation: u64) {

@@ -85,7 +85,9 @@ pub(crate) fn run_vcpu(
     vcpu.set_run_state(wake_up(domain, vcpu, state));
     let mut outcome = Outcome::Leave;
     if vcpu.run_state() == RunState::Runnable {
-        domain.tlb.begin(here);
+        if domain.tlb.begin(here) {
+            hv.machine.forget_domain();
+        }
         state.hw.load();
         state.account(hv, domain, vcpu, &[(Runstate::Runnable, ready_since), (Runstate::Running, hv.machine.tsc())]);
         outcome = enter_until(hv, domain, vcpu, state, here, until);
