@@ -168,7 +168,7 @@ type Part<'a> = &'a mut dyn Write;
 
 fn each_domain(hv: &Hypervisor, out: Part<'_>, part: impl Fn(&Domain, Part<'_>) -> fmt::Result) -> fmt::Result {
     for (_, domain) in hv.domains.iter() {
-        write!(out, "{} ({})", domain.id, domain.name)?;
+        write!(out, "{}", domain.label())?;
         match domain.shutdown_reason() {
             Some(reason) => writeln!(out, ", shut down: {reason:?}")?,
             None => writeln!(out)?,
@@ -302,10 +302,14 @@ fn memory(hv: &Hypervisor, out: Part<'_>) -> fmt::Result {
         match hv.frames.account(domain.id) {
             Some((usage, limits)) => writeln!(
                 out,
-                "{} ({}): {} frames of RAM of at most {}, {} of overhead of at most {}",
-                domain.id, domain.name, usage.ram, limits.ram, usage.overhead, limits.overhead
+                "{}: {} frames of RAM of at most {}, {} of overhead of at most {}",
+                domain.label(),
+                usage.ram,
+                limits.ram,
+                usage.overhead,
+                limits.overhead
             )?,
-            None => writeln!(out, "{} ({}): no account", domain.id, domain.name)?,
+            None => writeln!(out, "{}: no account", domain.label())?,
         }
     }
     Ok(())

@@ -41,6 +41,10 @@ const CONSOLE_ORDER: u8 = 1;
 const _: () = assert!(CONSOLE_KEPT == PAGE_SIZE << CONSOLE_ORDER);
 /// Heap that one vCPU takes outside of [`Vcpu`]: VMCB or VMCS, saved FPU state, event state.
 const HEAP_PER_VCPU: usize = 12 << 10;
+/// Frames of a domain besides its page tables and its grant table: shared page and console.
+const FIXED_FRAMES: usize = 1 + (1 << CONSOLE_ORDER);
+// What an idle domain with one vCPU takes of the machine, page tables and grant frames aside.
+const _: () = assert!(size_of::<Domain>() + size_of::<Vcpu>() + HEAP_PER_VCPU + FIXED_FRAMES * PAGE_SIZE <= 48 << 10);
 
 /// Ports that dom0 does not get although it owns the devices: PICs, PIT, speaker gate, fast reset, DMA
 /// controllers (0x80 is the delay port that everybody writes), debug console.

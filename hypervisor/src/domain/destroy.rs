@@ -33,7 +33,7 @@ const LAST: Usage = Usage { ram: 0, overhead: 1 };
 pub(crate) fn step(hv: &Hypervisor, domain: &Domain) -> Progress {
     if domain.life.begin_dying() {
         domain.kick_all();
-        log::info!("{} ({}) is being destroyed", domain.id, domain.name);
+        log::info!("{} is being destroyed", domain.label());
     }
     if !domain.is_quiet() || domain.events.destroy(&hv.domains) == Progress::Again {
         return Progress::Again;

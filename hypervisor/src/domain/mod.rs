@@ -18,6 +18,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -87,7 +88,7 @@ const MAX_PINS: usize = MAX_VCPUS + 1;
 pub struct Domain {
     /// Its number.
     pub id: DomId,
-    /// What people call it.
+    /// What people call it; empty for a domain that dom0 made, where only dom0 knows.
     pub name: String,
     /// What its toolstack knows it by.
     pub handle: [u8; 16],
@@ -142,7 +143,23 @@ pub struct Domain {
     pub life: Life,
 }
 
+/// A domain as the log names it: its number, and its name if the hypervisor knows one.
+pub struct Label<'a>(&'a Domain);
+
+impl fmt::Display for Label<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(domain) = self;
+        if domain.name.is_empty() { write!(f, "{}", domain.id) } else { write!(f, "{} ({})", domain.id, domain.name) }
+    }
+}
+
 impl Domain {
+    /// How the log names it.
+    #[must_use]
+    pub const fn label(&self) -> Label<'_> {
+        Label(self)
+    }
+
     /// Whether its vCPUs may run.
     #[inline]
     #[must_use]
@@ -160,7 +177,7 @@ impl Domain {
     pub fn shut_down(&self, reason: ShutdownReason) {
         if self.life.shut_down(reason) {
             self.console.lock().flush(self.id);
-            log::info!("{} ({}) has shut down: {reason:?}", self.id, self.name);
+            log::info!("{} has shut down: {reason:?}", self.label());
             self.news.spread();
         }
         self.kick_all();
@@ -195,7 +212,7 @@ impl Domain {
     /// Ends the domain because of what one of its vCPUs did.
     pub(crate) fn crash(&self, reason: CrashReason, state: &VcpuState) -> Outcome {
         if self.is_running() {
-            log::warn!("{} ({}) crashed: {reason:x?}", self.id, self.name);
+            log::warn!("{} crashed: {reason:x?}", self.label());
             let (cpu, regs) = (state.hw.state(), &state.regs);
             log::warn!("  rip {:#x} rsp {:#x} rflags {:#x} cs {:x?}", cpu.rip, cpu.rsp, cpu.rflags, cpu.cs);
             log::warn!(
