@@ -71,7 +71,13 @@ fn drain(hv: &Hypervisor, domain: &Domain) -> Progress {
 
 /// Ends a domain for good if nobody refers to it and no frame of it is in use. `true` if it is gone.
 pub(crate) fn finish(hv: &Hypervisor, id: DomId) -> bool {
-    let Some((mut domain, vacancy)) = hv.domains.take(id) else { return false };
+    let Some((mut domain, vacancy)) = hv.domains.take(id) else {
+        // Somebody is just looking at it: after the next slice.
+        if hv.domains.get(id).is_some() {
+            hv.news.spread();
+        }
+        return false;
+    };
     let Some(alone) = Arc::get_mut(&mut domain) else { unreachable!("the table had the last reference") };
     alone.pins.get_mut().clear();
     alone.estate.settle_pages(hv, id);

@@ -392,6 +392,21 @@ fn a_domain_whose_frames_are_mapped_stays_as_dying_until_the_last_is_gone() {
 }
 
 #[test]
+fn a_domain_that_somebody_looks_at_goes_when_he_is_done() {
+    let (host, dom0) = Host::with_dom0();
+    let id = create(&dom0, 0).unwrap();
+    let looking = find(host, id).unwrap();
+    assert_eq!(destroy(&dom0, id), 0);
+    host.hv.after_slice();
+    host.hv.after_slice();
+    assert!(info(&dom0, id).unwrap().flags & abi::XEN_DOMINF_DYING != 0);
+    drop(looking);
+    host.hv.after_slice();
+    assert_eq!(info(&dom0, id), Err(failed(Errno::ESRCH)));
+    host.check_books();
+}
+
+#[test]
 fn the_end_of_a_domain_is_told_to_who_controls_it_and_does_not_end_the_machine() {
     let (host, dom0) = Host::with_dom0();
     let bind = event_channel::BindVirq { virq: DOM_EXC, vcpu: 0, port: 0 };
