@@ -1,35 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guests' nodes in xenstore: [`Tree`] over the daemon's socket.
+//! Guests' nodes in xenstore: [`Tree`] over the kernel's connection, which no kill of the daemon cuts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use guest_abi::{DomId, EvtchnPort, Gfn};
 
 use crate::nodes::{Access, Node, Tree};
-use crate::xenstore::SOCKET;
 use crate::xenstore::client::{Client, Error, View};
 use crate::xenstore::wire::Code;
 
 /// How long an answer of the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a daemon that is just being started again is waited for.
-const RESTART: Duration = Duration::from_secs(5);
 
 /// Connects to the server.
 ///
 /// # Errors
 /// It does not run.
 pub fn connect() -> Result<Box<dyn Tree>> {
-    let deadline = std::time::Instant::now() + RESTART;
-    let client = loop {
-        match Client::by_socket(SOCKET) {
-            Err(_) if std::time::Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
-            other => break other?,
-        }
-    };
-    client.set_limit(PATIENCE).context("the connection to xenstored")?;
+    let mut client = Client::connect()?;
+    client.set_limit(PATIENCE);
     Ok(Box::new(client))
 }
 

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use guest_abi::DomId;
 use serde::Serialize;
 
+use crate::xenstore::SOCKET;
 use crate::xenstore::client::{Client, Error, View};
 use crate::xenstore::wire::Code;
 
@@ -17,10 +18,9 @@ use crate::xenstore::wire::Code;
 pub struct Options {
     #[command(subcommand)]
     command: Command,
-    /// Reach the store by this domain's kernel, as a program in a guest does [default: by the daemon's socket, where
-    /// there is one]
+    /// Reach the daemon of this domain by its socket [default: by the kernel, which also reaches another domain's]
     #[arg(long, global = true)]
-    by_kernel: bool,
+    by_socket: bool,
     /// For programs
     #[arg(long, global = true)]
     json: bool,
@@ -123,7 +123,7 @@ struct Node {
 /// # Errors
 /// The store refuses, or cannot be reached.
 pub fn run(options: &Options) -> Result<()> {
-    let mut client = if options.by_kernel { Client::by_kernel() } else { Client::connect() }?;
+    let mut client = if options.by_socket { Client::by_socket(SOCKET) } else { Client::connect() }?;
     let json = options.json;
     match &options.command {
         Command::Ls { path, flat, perms } => list(&mut client, path, *flat, *perms, json),

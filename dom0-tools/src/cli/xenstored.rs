@@ -3,10 +3,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 
-use crate::xenstore::daemon::linux::DieAt;
 use crate::xenstore::daemon::supervise::{self, Messages};
 
 /// How the daemon is started.
@@ -21,11 +20,7 @@ pub struct Options {
     /// Write messages to this file instead of standard error; when it has a mebibyte it becomes FILE.old
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// For tests: kill the (first) daemon at a point of a message's way [possible: copied, decided, logged, taken, put,
-    /// said, signalled; with :N the Nth time]
-    #[arg(long, value_name = "POINT")]
-    die_at: Option<String>,
-    /// For the supervisor
+    /// The process to end with
     #[arg(long, hide = true)]
     supervisor: Option<u32>,
 }
@@ -35,15 +30,14 @@ pub struct Options {
 /// # Errors
 /// It cannot be served.
 pub fn run(options: &Options) -> Result<()> {
-    let die_at = options.die_at.as_deref();
-    let parsed = die_at.map(str::parse::<DieAt>).transpose().map_err(|error| anyhow!("--die-at: {error}"))?;
     if let Some(supervisor) = options.supervisor {
         supervise::die_with(supervisor)?;
-        return supervise::serve(&options.folder, parsed);
+        return supervise::serve(&options.folder);
     }
     let messages = options.messages.as_deref().map(Messages::open).transpose()?;
     if options.once {
-        return supervise::serve(&options.folder, parsed);
+        supervise::serve(&options.folder)
+    } else {
+        supervise::supervise(&options.folder, messages.as_ref())
     }
-    supervise::supervise(&options.folder, die_at, messages.as_ref())
 }

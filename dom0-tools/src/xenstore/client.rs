@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The other end: how this program's commands use the store.
 //!
-//! Over the daemon's socket, or over `/dev/xen/xenbus`, which hands the same messages to the store of this
-//! domain, wherever that is. One request at a time; events that arrive meanwhile are kept.
+//! Over `/dev/xen/xenbus`, which hands the messages to the store of this domain, wherever that is, or over
+//! the daemon's socket. One request at a time; events that arrive meanwhile are kept.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -127,6 +127,8 @@ pub struct Client {
     input: Vec<u8>,
     events: VecDeque<Event>,
     next_request: u32,
+    /// How long an answer is waited for.
+    limit: Option<Duration>,
 }
 
 /// A view of the store: all of it, or a transaction's.
@@ -137,16 +139,13 @@ pub struct View<'a> {
 }
 
 impl Client {
-    /// Connects to the daemon of this domain or, without one, by the kernel.
+    /// Connects by the kernel, whose ring no daemon's death cuts: a request that is under way is answered by
+    /// the daemon's successor. Where there is no such device, to the daemon's socket.
     ///
     /// # Errors
     /// Neither can be reached.
     pub fn connect() -> Result<Self, Error> {
-        if Path::new(SOCKET).exists() || !Path::new(DEVICE).exists() {
-            Self::by_socket(SOCKET)
-        } else {
-            Self::by_kernel()
-        }
+        if Path::new(DEVICE).exists() { Self::by_kernel() } else { Self::by_socket(SOCKET) }
     }
 
     /// Connects to a daemon's socket.
@@ -170,7 +169,7 @@ impl Client {
     }
 
     fn new(transport: Transport) -> Self {
-        Self { transport, input: Vec::new(), events: VecDeque::new(), next_request: 1 }
+        Self { transport, input: Vec::new(), events: VecDeque::new(), next_request: 1, limit: None }
     }
 
     /// The store as all see it.
@@ -215,15 +214,9 @@ impl Client {
         Fields::new(&id).number().map_err(|code| refused("beginning", "a transaction", code))
     }
 
-    /// Bounds the wait for each answer of a daemon that is reached by its socket.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn set_limit(&self, limit: Duration) -> io::Result<()> {
-        match &self.transport {
-            Transport::Socket(stream) => stream.set_read_timeout(Some(limit)),
-            Transport::Device(_) => Ok(()),
-        }
+    /// Bounds the wait for each answer.
+    pub fn set_limit(&mut self, limit: Duration) {
+        self.limit = Some(limit);
     }
 
     /// Sends one request and waits for its answer.
@@ -245,7 +238,7 @@ impl Client {
         let failed = |cause| Error::Connection { operation, path: path(), cause };
         self.transport.write_all(&request.to_bytes()).map_err(failed)?;
         loop {
-            let message = self.next_message().map_err(failed)?;
+            let message = self.next_message(self.limit).map_err(failed)?;
             match message.kind {
                 xs_wire::XS_WATCH_EVENT => self.events.extend(parse_event(&message.payload)),
                 xs_wire::XS_ERROR if message.req_id == req_id => {
@@ -259,12 +252,16 @@ impl Client {
         }
     }
 
-    fn next_message(&mut self) -> io::Result<Message> {
+    fn next_message(&mut self, limit: Option<Duration>) -> io::Result<Message> {
+        let end = limit.map(|limit| Instant::now() + limit);
         loop {
             match Message::take(&mut self.input) {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+            if end.is_some() && !self.is_readable(end)? {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"));
             }
             let mut bytes = [0; READ];
             match self.transport.read(&mut bytes) {
@@ -307,7 +304,7 @@ impl Client {
             if !is_whole && !self.is_readable(end).map_err(failed)? {
                 return Ok(None);
             }
-            let message = self.next_message().map_err(failed)?;
+            let message = self.next_message(None).map_err(failed)?;
             if message.kind == xs_wire::XS_WATCH_EVENT {
                 self.events.extend(parse_event(&message.payload));
             }

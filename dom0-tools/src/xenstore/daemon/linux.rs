@@ -102,7 +102,7 @@ impl LinuxHost {
     ///
     /// # Errors
     /// This is no domain, or not root.
-    pub fn open(die_at: Option<DieAt>) -> Result<Self, Error> {
+    pub fn open() -> Result<Self, Error> {
         let evtchn = Evtchn::open()?;
         // A domain that is not told of others' ends serves those that say so by a request.
         let domains_port = evtchn.bind_virq(VIRQ_DOM_EXC).ok();
@@ -114,7 +114,7 @@ impl LinuxHost {
             own: XenbusBackend::open().ok(),
             attached: BTreeMap::new(),
             domains_port,
-            die_at,
+            die_at: None,
         })
     }
 
@@ -158,6 +158,11 @@ impl Machine for LinuxHost {
             // A hypervisor that does not answer is no reason to forget a domain.
             Ok(Some(_)) | Err(_) => Life::Alive,
         }
+    }
+
+    fn die_at(&mut self, point: &str) -> Result<(), Code> {
+        self.die_at = Some(point.parse().map_err(|_| Code::Einval)?);
+        Ok(())
     }
 }
 

@@ -18,8 +18,6 @@ pub mod linux;
 mod local;
 mod serve;
 pub mod supervise;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -20,19 +20,19 @@ use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
 use super::Daemon;
-use super::linux::{DieAt, LinuxHost};
+use super::linux::LinuxHost;
 use crate::xenstore::client::Client;
 
 /// How often the daemon is asked something.
 const QUESTION_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How often it is looked whether the daemon has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A life shorter than this makes the next start wait.
 const SHORT_LIFE: Duration = Duration::from_secs(2);
 /// The longest such wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long the file of messages may be.
 const MESSAGES_BYTES: u64 = 1 << 20;
 /// The status of a daemon that another start will not help.
@@ -42,10 +42,10 @@ const STATUS_HOPELESS: i32 = 3;
 ///
 /// # Errors
 /// The daemon cannot go on.
-pub fn serve(folder: &Path, die_at: Option<DieAt>) -> Result<()> {
+pub fn serve(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let lock = lock(folder)?;
-    let host = LinuxHost::open(die_at)?;
+    let host = LinuxHost::open()?;
     let mut daemon = Daemon::start(folder, host)?;
     eprintln!("xenstored: serving, {} domains known", daemon.store().domains().len());
     let Err(error) = daemon.run();
@@ -126,12 +126,11 @@ impl Messages {
 ///
 /// # Errors
 /// No daemon can be started.
-pub fn supervise(folder: &Path, die_at: Option<&str>, messages: Option<&Messages>) -> Result<()> {
+pub fn supervise(folder: &Path, messages: Option<&Messages>) -> Result<()> {
     let mut short_lives = 0_u32;
-    let mut die_at = die_at;
     loop {
         let start = Instant::now();
-        let mut child = start_child(folder, die_at.take()).context("starting the daemon")?;
+        let mut child = start_child(folder).context("starting the daemon")?;
         let status = attend(&mut child, folder, messages).context("waiting for the daemon")?;
         if status.code() == Some(STATUS_HOPELESS) {
             bail!("the daemon could not start (its reason is above)");
@@ -146,7 +145,7 @@ pub fn supervise(folder: &Path, die_at: Option<&str>, messages: Option<&Messages
     }
 }
 
-fn start_child(folder: &Path, die_at: Option<&str>) -> io::Result<Child> {
+fn start_child(folder: &Path) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("isthmus")
@@ -155,7 +154,6 @@ fn start_child(folder: &Path, die_at: Option<&str>) -> io::Result<Child> {
         .arg(folder)
         .arg("--supervisor")
         .arg(std::process::id().to_string());
-    command.args(die_at.map(|point| format!("--die-at={point}")));
     command.spawn()
 }
 
@@ -188,5 +186,6 @@ fn attend(child: &mut Child, folder: &Path, messages: Option<&Messages>) -> io::
 fn ask(folder: &Path) -> bool {
     let path = folder.join("socket");
     let Ok(mut client) = Client::by_socket(&path.to_string_lossy()) else { return false };
-    client.set_limit(QUESTION_EVERY).is_ok() && client.is_introduced(DomId::DOM0).is_ok()
+    client.set_limit(QUESTION_EVERY);
+    client.is_introduced(DomId::DOM0).is_ok()
 }

@@ -99,12 +99,13 @@ impl Store {
         Ok(done())
     }
 
-    pub(super) fn control(&mut self, at: At, mut fields: Fields<'_>) -> Answer {
+    pub(super) fn control(&mut self, at: At, mut fields: Fields<'_>, machine: &mut dyn Machine) -> Answer {
         demand_privilege(at)?;
         match fields.text()? {
-            "help" => Ok(strings(["check\nhelp\nmemreport\nprint <text>"])),
+            "help" => Ok(strings(["check\ndie-at <point>[:<time>]\nhelp\nmemreport\nprint <text>"])),
             "check" if self.tree.is_counted() => Ok(done()),
             "check" => Err(Code::Eio),
+            "die-at" => machine.die_at(fields.text()?).map(|()| done()),
             "memreport" => Ok(strings([self.report()])),
             "print" => {
                 let text = fields.text()?.to_owned();

@@ -45,6 +45,14 @@ pub trait Machine {
 
     /// What has become of a domain.
     fn life(&mut self, domain: DomId) -> Life;
+
+    /// Has the daemon die at a point of a later message's way, for tests of what follows.
+    ///
+    /// # Errors
+    /// EINVAL: there is no such point, or this machine has none.
+    fn die_at(&mut self, _point: &str) -> Result<(), Code> {
+        Err(Code::Einval)
+    }
 }
 
 /// What has become of a domain.

@@ -42,7 +42,7 @@ impl Store {
         }
         let mut fields = Fields::new(&message.payload);
         match message.kind {
-            xs_wire::XS_CONTROL => self.control(at, fields),
+            xs_wire::XS_CONTROL => self.control(at, fields, machine),
             xs_wire::XS_DIRECTORY => self.directory(at, &one_path(fields, at)?),
             xs_wire::XS_DIRECTORY_PART => self.directory_part(at, fields),
             xs_wire::XS_READ => Ok(self.readable(at, &one_path(fields, at)?, Aspect::Content)?.value().to_vec()),
