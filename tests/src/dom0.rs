@@ -115,6 +115,7 @@ pub const SESSIONS: &[Session] = &[
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
     Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
+    Session { packages: &["xenstore-utils"], append: "isthmus.devices=off", ..Session::new("store", SVM, STORE) },
 ];
 
 /// That dom0 is one, that its kernel is Debian's own, that a command's output and status arrive as they are, and that
@@ -180,7 +181,109 @@ const WITHOUT_MSI: &[Command] = &[
         )
     },
     prints("kernel-arguments", "cat /proc/cmdline", Output::With(&["console=hvc0"])),
+    KERNEL_USES_THE_STORE,
+    Command {
+        limit_seconds: 240,
+        ..prints(
+            "store-outlives-its-daemon",
+            "isthmus store write /a 1; kill -9 $(cat /run/xenstored/pid); isthmus store read /a",
+            Output::Exactly("1\n"),
+        )
+    },
 ];
+
+/// That the store serves dom0's kernel, Debian's programs and ours, and survives whatever happens to its daemon.
+const STORE: &[Command] = &[
+    KERNEL_USES_THE_STORE,
+    prints(
+        "debians-programs-work",
+        "xenstore-write /d/a 1 /d/b/c 2; xenstore-read /d/a /d/b/c; xenstore-list /d
+         xenstore-chmod /d/a r0 b3; xenstore-ls -p /d; xenstore-exists /d/none || echo none; xenstore-rm /d/b
+         xenstore-ls -f /d",
+        Output::Exactly(
+            "1\n2\na\nb\n\
+             a = \"1\"  . . . . . . . . . . . . . . . . . . . . . . . . . .  (r0,b3)\n\
+             b = \"\" . . . . . . . . . . . . . . . . . . . . . . . . . . .  (r0)\n c = \"2\" . . . . . . . . . . . . . . . . . . . . . . . . . .  (r0)\n\
+             none\n\
+             /d/a = \"1\"\n",
+        ),
+    ),
+    prints(
+        "debians-watch-works",
+        "xenstore-watch -n 3 /w >/tmp/seen & sleep 1
+         xenstore-write /w/a 1; xenstore-write /other 1; xenstore-rm /w/a; wait; cat /tmp/seen",
+        Output::Exactly("/w\n/w/a\n/w/a\n"),
+    ),
+    prints(
+        "our-commands-work",
+        "isthmus store write /o/a 1 /o/b/c 'two words'; isthmus store read /o/a /o/b/c; isthmus store perms /o/a r0 n1
+         isthmus store ls --perms /o; isthmus store read --json /o/a; isthmus store --by-socket rm /o/b
+         isthmus store ls --flat /o; isthmus store read /o/none || echo status $?",
+        Output::Exactly(
+            "1\ntwo words\n\
+             a = \"1\"  (r0,n1)\nb = \"\"  (r0)\n c = \"two words\"  (r0)\n\
+             [\n  {\n    \"path\": \"/o/a\",\n    \"value\": \"1\"\n  }\n]\n\
+             /o/a = \"1\"\nstatus 1\n",
+        ),
+    ),
+    prints(
+        "quotas-can-be-seen-and-set",
+        "isthmus store quota nodes=1234; isthmus store quota | grep nodes; isthmus store usage --json | grep domain",
+        Output::Exactly("nodes             1234\ntransaction-nodes 1024\n    \"domain\": 0,\n"),
+    ),
+    Command {
+        limit_seconds: 240,
+        ..prints(
+            "killed-at-each-point-it-goes-on",
+            "before=$(grep -c SIGKILL /run/xenstored/messages)
+             for point in copied decided logged taken put said signalled; do for time in 2 3 4; do
+                 isthmus store control die-at $point:$time >/dev/null
+                 isthmus store write /k/$point/$time \"$point $time\"; isthmus store read /k/$point/$time
+                 isthmus store write /k/x 1
+             done; done | sort | md5sum
+             isthmus store ls --flat /k | grep -v '\"\"' | sed 's/.*= .//; s/.$//' | grep -v '^1$' | sort | md5sum
+             echo $(($(grep -c SIGKILL /run/xenstored/messages) - before))",
+            // Of the lines `POINT TIME`, sorted.
+            Output::Exactly("9e00811695f37497e91db7637fea42e6  -\n9e00811695f37497e91db7637fea42e6  -\n21\n"),
+        )
+    },
+    Command {
+        limit_seconds: 240,
+        ..prints(
+            "killed-at-any-time-it-loses-nothing",
+            "(for i in $(seq 40); do isthmus store write /s/$i $i || echo lost $i; done; touch /tmp/done) &
+             while ! [ -e /tmp/done ]; do usleep 300000; kill -9 $(cat /run/xenstored/pid) 2>/dev/null; done; wait
+             for i in $(seq 40); do [ \"$(isthmus store read /s/$i)\" = $i ] || echo wrong $i; done
+             isthmus store control check",
+            Output::Exactly("OK\n"),
+        )
+    },
+    Command {
+        limit_seconds: 120,
+        ..prints(
+            "supervisor-is-started-again",
+            "isthmus store write /kept yes; old=$(cat /run/xenstored/pid)
+             kill -9 $(ps | awk '/isthmus [x]enstored --messages/ { print $1 }')
+             until [ $(cat /run/xenstored/pid) != $old ]; do sleep 1; done; isthmus store read /kept",
+            Output::Exactly("yes\n"),
+        )
+    },
+    Command {
+        limit_seconds: 240,
+        ..prints(
+            "daemon-that-hangs-is-replaced",
+            "kill -STOP $(cat /run/xenstored/pid); isthmus store read /kept; grep -c 'no answer' /run/xenstored/messages",
+            Output::Exactly("yes\n1\n"),
+        )
+    },
+];
+
+/// The kernel says so in the store when it has found one.
+const KERNEL_USES_THE_STORE: Command = prints(
+    "kernel-uses-the-store",
+    "until isthmus store read control/feature-poweroff 2>/dev/null; do sleep 1; done",
+    Output::Exactly("1\n"),
+);
 
 /// That the boot modules and their strings arrive by multiboot2 as well.
 const BY_GRUB: &[Command] =
