@@ -251,9 +251,9 @@ const STORE: &[Command] = &[
         limit_seconds: 240,
         ..prints(
             "killed-at-any-time-it-loses-nothing",
-            "(for i in $(seq 40); do isthmus store write /s/$i $i || echo lost $i; done; touch /tmp/done) &
-             while ! [ -e /tmp/done ]; do usleep 300000; kill -9 $(cat /run/xenstored/pid) 2>/dev/null; done; wait
-             for i in $(seq 40); do [ \"$(isthmus store read /s/$i)\" = $i ] || echo wrong $i; done
+            "(for i in $(seq 20); do isthmus store write /s/$i $i || echo lost $i; done; touch /tmp/done) &
+             while ! [ -e /tmp/done ]; do usleep 700000; kill -9 $(cat /run/xenstored/pid) 2>/dev/null; done; wait
+             for i in $(seq 20); do [ \"$(isthmus store read /s/$i)\" = $i ] || echo wrong $i; done
              isthmus store control check",
             Output::Exactly("OK\n"),
         )
