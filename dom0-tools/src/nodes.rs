@@ -109,7 +109,6 @@ pub fn for_guest(config: &GuestConfig, uuid: Uuid, built: &Built) -> Vec<Node> {
         node("/control/shutdown", String::new(), GuestOwns),
         node("/control/sysrq", String::new(), GuestOwns),
         node("/control/platform-feature-xs_reset_watches", "1".to_owned(), GuestReads),
-        node("/control/platform-feature-multiprocessor-suspend", "1".to_owned(), GuestReads),
         node("/data", String::new(), GuestOwns),
         node("/drivers", String::new(), GuestOwns),
         node("/feature", String::new(), GuestOwns),

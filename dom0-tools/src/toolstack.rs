@@ -178,7 +178,8 @@ impl Toolstack {
             started: now(),
         };
         let made = self.make(record, start, progress);
-        if made.is_err() {
+        // The record of a guest before it that has ended stays if nothing was begun.
+        if made.is_err() && self.registry.load(&config.name)?.is_some_and(|record| record.uuid == uuid) {
             self.registry.remove(&config.name)?;
         }
         made
@@ -221,31 +222,40 @@ impl Toolstack {
         self.registry.save(&record)?;
         let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle)?;
         let built = prepared.build(&self.privcmd, domain, progress)?;
-        if let (Some(store), Some(ring)) = (&mut store, built.store) {
-            let nodes = nodes::for_guest(&config, record.uuid, &built);
-            let ring = (Gfn::new(ring.frame), EvtchnPort::new(ring.port));
-            store.add_guest(domain, &nodes, ring).context("telling xenstore of it")?;
+        let published = self.publish(&mut record, &built, store.as_deref_mut(), start);
+        if let (Err(_), Some(store)) = (&published, &mut store) {
+            // The first error is the one to tell.
+            let _ = store.remove_guest(domain, &[nodes::home(domain), nodes::vm(record.uuid)]);
         }
-        let undo = |store: &mut Option<Box<dyn Tree>>| {
-            if let Some(store) = store {
-                let _ = store.remove_guest(domain, &[nodes::home(domain), nodes::vm(record.uuid)]);
-            }
-        };
-        let Built { console, store: ring, .. } = built;
-        record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };
-        record.boots += 1;
-        record.started = now();
-        let started = match start {
-            Start::Running => self.privcmd.unpause_domain(domain),
-            Start::Paused => Ok(()),
-        };
-        if let Err(error) = started.map_err(anyhow::Error::from).and_then(|()| Ok(self.registry.save(&record)?)) {
-            undo(&mut store);
-            return Err(error);
-        }
+        published?;
         guard.keep();
         self.nudge();
         Ok(domain)
+    }
+
+    /// Lets xenstore, the registry and the hypervisor know that a domain is complete.
+    fn publish(
+        &self,
+        record: &mut Record,
+        built: &Built,
+        store: Option<&mut (dyn Tree + 'static)>,
+        start: Start,
+    ) -> Result<()> {
+        let domain = built.domain;
+        if let (Some(store), Some(ring)) = (store, built.store) {
+            let nodes = nodes::for_guest(&record.config, record.uuid, built);
+            let ring = (Gfn::new(ring.frame), EvtchnPort::new(ring.port));
+            store.add_guest(domain, &nodes, ring).context("telling xenstore of it")?;
+        }
+        let Built { console, store: ring, .. } = *built;
+        record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };
+        record.boots += 1;
+        record.started = now();
+        self.registry.save(record)?;
+        match start {
+            Start::Running => Ok(self.privcmd.unpause_domain(domain)?),
+            Start::Paused => Ok(()),
+        }
     }
 
     /// Destroys a guest, and remembers how it ended.

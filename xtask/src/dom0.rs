@@ -133,17 +133,14 @@ fn root(wanted: &Wanted, kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Puts the demo guest's archive behind that of dom0's root, whose length is made a multiple of four first, as the
-/// kernel wants it.
+/// Puts the demo guest's archive behind that of dom0's root. Both are legacy lz4, whose streams the kernel's decoder reads
+/// as one when nothing is between them.
 fn add_demo(root: &Path, series: Series) -> Result<()> {
     let package = kernel::fetch(series, &workspace::target())?;
     report::step(format!("demo guest: Linux {}", package.release));
-    let context = || format!("writing {}", root.display());
-    let mut file = File::options().append(true).open(root).with_context(context)?;
-    let length = file.metadata().with_context(context)?.len();
-    let padding = usize::try_from(length.next_multiple_of(4) - length)?;
-    file.write_all(&[0; 3][..padding]).with_context(context)?;
-    file.write_all(&initramfs::guest::archive(&package, &workspace::target())?).with_context(context)
+    let archive = initramfs::guest::archive(&package, &workspace::target())?;
+    let append = || File::options().append(true).open(root)?.write_all(&archive);
+    append().with_context(|| format!("writing {}", root.display()))
 }
 
 fn series(name: &Path) -> Result<Series> {

@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -78,8 +79,15 @@ fn only_one() -> Result<File> {
     }
 }
 
+/// Writes to the log; what is the same as the last time is not said again, since some things are looked at each second.
 fn say(what: impl std::fmt::Display) {
-    eprintln!("isthmus supervisor: {what}");
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    let what = what.to_string();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if *last != what {
+        eprintln!("isthmus supervisor: {what}");
+        *last = what;
+    }
 }
 
 struct Supervisor {
@@ -409,11 +417,11 @@ impl Supervisor {
         say(format_args!("{name} ({domain}) has ended: {end}; {action:?}"));
         match action {
             Action::Destroy => {
-                self.tools.end(name, domain, &end)?;
-                if let Some(mut served) = self.served.remove(name) {
-                    let _ = served.last_words(&self.tools.privcmd, name);
+                // Nothing of ours may keep the domain when its end is told.
+                if let Some(served) = self.served.remove(name) {
                     served.detach(&self.evtchn);
                 }
+                self.tools.end(name, domain, &end)?;
                 self.dismiss(name, &format!("has ended: {end}"));
                 Ok(())
             }
