@@ -33,6 +33,9 @@ enum Command {
         /// Do not start it: isthmus unpause does
         #[arg(long)]
         paused: bool,
+        /// For tests: have the call of this number that is made to the hypervisor fail
+        #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
+        fail_call: u32,
         /// Attach to its console at once
         #[arg(long, short = 'c', conflicts_with = "json")]
         console: bool,
@@ -212,8 +215,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Create { file, paused, console, json } => {
-            guests::create(&file, if paused { Start::Paused } else { Start::Running }, console, json)
+        Command::Create { file, paused, fail_call, console, json } => {
+            guests::create(&file, if paused { Start::Paused } else { Start::Running }, fail_call, console, json)
         }
         Command::List { json } => guests::list(json),
         Command::Console(Console { guest, log: true, .. }) => guests::print_log(&guest, Which::Console),

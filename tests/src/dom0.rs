@@ -4,6 +4,8 @@
 //! A command is a check of its own, so that one that fails hides none of the others; those that would disturb each
 //! other belong in different sessions. A command passes with the expected status and the expected output.
 
+mod guests;
+
 use crate::{Backend, SVM, Tier, VMX};
 
 /// One boot of dom0.
@@ -116,6 +118,33 @@ pub const SESSIONS: &[Session] = &[
     Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
     Session { packages: &["xenstore-utils"], append: "isthmus.devices=off", ..Session::new("store", SVM, STORE) },
+    Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests", SVM, guests::LIFE) },
+    Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests-bad", SVM, guests::BAD_INPUT) },
+    Session {
+        guest: "6.1-cloud",
+        append: "isthmus.devices=off",
+        boot_limit_seconds: 600,
+        memory_mib: 1024,
+        ..Session::new("guests", VMX, guests::SMALL)
+    },
+    Session {
+        tier: Tier::Long,
+        guest: "6.12-cloud",
+        append: "isthmus.devices=off",
+        ..Session::new("guests-6.12", SVM, guests::LIFE)
+    },
+    Session {
+        tier: Tier::Long,
+        guest: "6.1",
+        append: "isthmus.devices=off",
+        ..Session::new("guests-6.1-generic", SVM, guests::LIFE)
+    },
+    Session {
+        tier: Tier::Long,
+        guest: "6.1-cloud",
+        append: "isthmus.devices=off",
+        ..Session::new("guests-many", SVM, guests::MANY)
+    },
 ];
 
 /// That dom0 is one, that its kernel is Debian's own, that a command's output and status arrive as they are, and that

@@ -98,10 +98,11 @@ fn print_done(
 ///
 /// # Errors
 /// What is wrong with the file, or why the guest could not be made.
-pub fn create(file: &Path, start: Start, and_attach: bool, json: bool) -> Result<ExitCode> {
+pub fn create(file: &Path, start: Start, fail_call: u32, and_attach: bool, json: bool) -> Result<ExitCode> {
     let config = GuestConfig::read(file)?;
     let name = config.name.clone();
     let tools = Toolstack::open()?;
+    tools.privcmd.fail_call(fail_call);
     let mut progress: Box<dyn Progress> =
         if std::io::stderr().is_terminal() { Box::new(OnTerminal::new()) } else { Box::new(Silent) };
     let made = tools.create(&config, start, progress.as_mut());

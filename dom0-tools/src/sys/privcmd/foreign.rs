@@ -196,6 +196,9 @@ impl Privcmd {
     pub fn map_resource(&self, domain: DomId, kind: u16, id: u32, first: u32, count: u32) -> Result<Mapping, Error> {
         let operation = || format!("mapping resource {kind} of {domain}");
         let failed = |cause| Error::Operation { device: DEVICE, operation: operation(), cause };
+        if self.fails_now() {
+            return Err(failed(Errno::NOMEM));
+        }
         let length = to_usize(u64::from(count)) * PAGE_SIZE;
         let mapping = Mapping::new(&self.device, 0, length, true).map_err(failed)?;
         let mut call = MapResource {

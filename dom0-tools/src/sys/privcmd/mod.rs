@@ -13,6 +13,7 @@ mod host;
 mod manage;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use guest_abi::{PAGE_SIZE, Wire};
 use rustix::ioctl::Opcode;
@@ -41,6 +42,8 @@ const _: () = assert!(size_of::<Hypercall>() == 48);
 pub struct Privcmd {
     device: OwnedFd,
     buffers: OwnedFd,
+    /// Calls until one fails on purpose; 0 for none.
+    fails_in: AtomicU32,
 }
 
 /// Memory for a hypercall's structures: whole zeroed pages.
@@ -104,7 +107,19 @@ impl Privcmd {
     }
 
     fn with_device(device: OwnedFd) -> Result<Self, Error> {
-        Ok(Self { device, buffers: open(BUFFER_DEVICE, "xen-privcmd")? })
+        Ok(Self { device, buffers: open(BUFFER_DEVICE, "xen-privcmd")?, fails_in: AtomicU32::new(0) })
+    }
+
+    /// Has the `number`th call from now fail with ENOMEM without being made, to see what is left of what was begun.
+    pub fn fail_call(&self, number: u32) {
+        self.fails_in.store(number, Ordering::Relaxed);
+    }
+
+    /// Whether the call that is about to be made is the one that fails.
+    fn fails_now(&self) -> bool {
+        let left = self.fails_in.load(Ordering::Relaxed);
+        self.fails_in.store(left.saturating_sub(1), Ordering::Relaxed);
+        left == 1
     }
 
     /// Makes a buffer of at least `bytes` bytes.
@@ -136,10 +151,13 @@ impl Privcmd {
     /// # Safety
     /// As there.
     unsafe fn call(&self, number: u32, arguments: [u64; 5], operation: impl FnOnce() -> String) -> Result<u32, Error> {
+        let failed = |cause| Error::Operation { device: DEVICE, operation: operation(), cause };
+        if self.fails_now() {
+            return Err(failed(rustix::io::Errno::NOMEM));
+        }
         let mut call = Hypercall { number: u64::from(number), arguments };
         // SAFETY: the structure is the opcode's; the addresses in it are the caller's promise.
         let result = unsafe { ioctl::one(&self.device, HYPERCALL, &mut call) };
-        let failed = |cause| Error::Operation { device: DEVICE, operation: operation(), cause };
         result.map(i32::cast_unsigned).map_err(failed)
     }
 }

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guests that dom0 makes: an unmodified Debian kernel from its first line to its end, and what must not go wrong.
+//!
+//! Each session's commands build on those before: the first one starts the guest that the others use.
+
+use super::{Command, Output, ends, prints};
+
+const fn within(limit_seconds: u64, command: Command) -> Command {
+    Command { limit_seconds, ..command }
+}
+
+/// `variant NAME [SED-SCRIPT]` makes the description of another guest from the demo's.
+macro_rules! with_variants {
+    ($text:literal) => {
+        concat!(
+            "D=/var/lib/isthmus/demo\n\
+             variant() { sed \"s/\\\"demo\\\"/\\\"$1\\\"/;$2\" $D/demo.toml >$D/$1.toml; echo $D/$1.toml; }\n",
+            $text
+        )
+    };
+}
+
+/// The demo guest is made and says on its console that it is up.
+const BOOTS: Command = within(
+    240,
+    prints(
+        "boots-a-debian-kernel",
+        "isthmus create /var/lib/isthmus/demo/demo.toml && isthmus console demo --until 'is up with 1 CPU' --timeout 220",
+        Output::With(&["demo is domain 1\n", "is up with 1 CPU"]),
+    ),
+);
+
+const TYPES: Command = within(
+    60,
+    prints(
+        "console-takes-input",
+        "echo 'echo $((6 * 7))-$(cat /sys/hypervisor/type)-$(hostname)' |
+         isthmus console demo --until 42-xen-demo --timeout 50",
+        Output::With(&["42-xen-demo"]),
+    ),
+);
+
+/// One life of guests, from the first to the last command.
+pub(super) const LIFE: &[Command] = &[
+    BOOTS,
+    TYPES,
+    prints(
+        "log-keeps-what-was-written",
+        "isthmus console --log demo",
+        Output::With(&["Booting kernel on Xen PVH", "42-xen-demo"]),
+    ),
+    prints("list", "isthmus list", Output::With(&["    0  dom0 ", "    1  demo "])),
+    prints(
+        "list-for-programs",
+        "isthmus list --json; isthmus info demo --json",
+        Output::With(&["\"name\": \"demo\"", "\"max_memory_mib\": 192", "\"boots\": 1", "\"kernel\": \"/var/lib/isthmus/demo/vmlinuz\""]),
+    ),
+    prints(
+        "store-has-its-nodes",
+        "isthmus store read /local/domain/1/name; isthmus store read /local/domain/1/control/feature-poweroff",
+        Output::With(&["demo\n", "1\n"]),
+    ),
+    within(
+        90,
+        prints(
+            "a-pause-stops-it-and-its-clock-goes-on",
+            "isthmus pause demo; isthmus list | grep demo; before=$(isthmus list --json | grep -A8 demo | grep cpu_seconds)
+             sleep 3; after=$(isthmus list --json | grep -A8 demo | grep cpu_seconds)
+             test \"$before\" = \"$after\" && echo stopped; isthmus unpause demo
+             echo 'echo lockups $(dmesg | grep -c -e soft.lockup -e unstable -e stalls.on)' |
+             isthmus console demo --until 'lockups 0' --timeout 60",
+            Output::With(&["paused", "stopped\n", "lockups 0"]),
+        ),
+    ),
+    within(60, prints("foreign-frames-with-holes", "isthmus selftest foreign demo", Output::With(&["3 holes", "nothing else"]))),
+    within(
+        300,
+        prints(
+            "another-guest-with-two-cpus-runs-beside-it",
+            with_variants!(
+                "isthmus create $(variant two '$avcpus = 2') && isthmus console two --until 'is up with 2 CPU' --timeout 240
+                 echo 'echo still $((1 + 1))' | isthmus console demo --until 'still 2' --timeout 30; isthmus list"
+            ),
+            Output::With(&["is up with 2 CPU", "still 2", "  two "]),
+        ),
+    ),
+    within(
+        120,
+        prints(
+            "a-flood-on-one-console-does-not-hold-up-another",
+            "echo 'while :; do echo 0123456789012345678901234567890123456789; done' | isthmus console two --timeout 5 >/dev/null
+             echo 'echo alive $((20 + 2))' | isthmus console demo --until 'alive 22' --timeout 60
+             ls -l /var/log/isthmus/two.log* | awk '{ n += $5 > 1048576 } END { print \"too long:\", n }'",
+            Output::With(&["alive 22", "too long: 0"]),
+        ),
+    ),
+    within(
+        60,
+        prints(
+            "consoles-survive-the-supervisor",
+            "kill -9 $(pidof isthmus | tr ' ' '\\n' | while read p; do
+                 tr '\\0' ' ' </proc/$p/cmdline | grep -q supervisor && echo $p; done)
+             sleep 3; echo 'echo again $((30 + 3))' | isthmus console demo --until 'again 33' --timeout 40",
+            Output::With(&["again 33"]),
+        ),
+    ),
+    within(30, prints("destroy", "isthmus destroy two; isthmus list; isthmus wait two", Output::With(&["destroyed\n"]))),
+    within(
+        400,
+        prints(
+            "reboots-three-times",
+            "for i in 1 2 3; do
+                 isthmus reboot demo --wait 100 || exit
+                 until isthmus list | grep -q demo; do sleep 1; done
+                 isthmus console demo --until 'is up with' --timeout 100 >/dev/null || exit
+                 until isthmus store read $(isthmus info demo --json | sed -n 's,.*\"id\": \\(.*\\)\\,,/local/domain/\\1,p')/control/feature-reboot
+                 do sleep 1; done >/dev/null 2>&1
+             done; isthmus info demo --json",
+            Output::With(&["reboot\n", "\"boots\": 4"]),
+        ),
+    ),
+    within(
+        120,
+        prints(
+            "shuts-down-when-asked",
+            "isthmus shutdown demo --wait 100; isthmus wait demo --json; isthmus list",
+            Output::With(&["poweroff\n", "\"reason\":\"poweroff\""]),
+        ),
+    ),
+    within(
+        240,
+        prints(
+            "a-panic-is-a-crash-with-its-reason",
+            with_variants!(
+                "isthmus create $(variant crash) && isthmus console crash --until 'is up with' --timeout 200 >/dev/null
+                 echo 'echo c >/proc/sysrq-trigger' | isthmus console crash --timeout 20 >/dev/null
+                 isthmus wait crash --timeout 20"
+            ),
+            Output::With(&["crash (sysrq triggered crash)\n"]),
+        ),
+    ),
+    within(
+        120,
+        prints(
+            "destroyed-during-boot-nothing-is-left",
+            with_variants!(
+                "free() { isthmus info --json | grep -e free_kib -e '\"domains\"'; }
+                 one() { isthmus create $(variant brief) >/dev/null && sleep $1; isthmus destroy brief || exit; }
+                 one 0; sleep 2; before=$(free)
+                 for delay in 0 0.3 0.6 0.9 1.2; do one $delay; done; sleep 2
+                 test \"$before\" = \"$(free)\" && echo same || { echo \"$before\"; free; }
+                 isthmus store ls /local/domain | grep -v '^ '"
+            ),
+            Output::Exactly("same\n0 = \"\"\n"),
+        ),
+    ),
+];
+
+/// What is refused, how, and that nothing is left of it.
+pub(super) const BAD_INPUT: &[Command] = &[
+    prints(
+        "errors-name-object-cause-and-remedy",
+        with_variants!(
+            "t() { isthmus create $1 2>&1; echo status $?; }
+             t $D/none.toml; t $(variant a 's/vmlinuz/none/'); t $(variant b 's/vmlinuz/initrd/'); t $(variant c 's/192/20/')
+             t $(variant d '$avcpu = 2'); t $(variant e 's/192/100000/'); head -c 3000000 $D/vmlinuz >$D/cut; t $(variant f 's/vmlinuz/cut/')
+             isthmus destroy none 2>&1; isthmus pause 0 2>&1; isthmus list"
+        ),
+        Output::With(&[
+            "none.toml: No such file",
+            "creating a: kernel /var/lib/isthmus/demo/none: No such file",
+            "creating b: kernel /var/lib/isthmus/demo/initrd: it is neither an ELF nor a bzImage",
+            "creating c: kernel /var/lib/isthmus/demo/vmlinuz: ",
+            "unknown field `vcpu`",
+            "creating e: memory: 100000 MiB are wanted and ",
+            "creating f: kernel /var/lib/isthmus/demo/cut: it is shorter than its boot header says",
+            "destroying none: no domain is called none",
+            "pausing 0: this is the control domain",
+            "status 1\n",
+        ]),
+    ),
+    prints(
+        "nothing-is-left-of-them",
+        "isthmus list --json | grep -c '\"id\"'; ls /run/isthmus/guests | grep -c json
+         isthmus store ls /local/domain | grep -v '^ '",
+        Output::Exactly("1\n0\n0 = \"\"\n"),
+    ),
+    within(
+        120,
+        prints(
+            "a-command-that-is-killed-leaves-no-half-domain",
+            with_variants!(
+                "for delay in 0.05 0.1 0.2 0.4 0.8; do
+                     isthmus create $(variant half) >/dev/null 2>&1 & sleep $delay; kill -9 $!; wait $! 2>/dev/null
+                     for i in $(seq 50); do
+                         isthmus list --json | grep -q half || break
+                         isthmus info half --json | grep -q '\"boots\": 1' && isthmus destroy half; sleep 0.2
+                     done
+                 done; isthmus list --json | grep -c '\"id\"'"
+            ),
+            Output::Exactly("1\n"),
+        ),
+    ),
+    within(
+        400,
+        prints(
+            "a-failure-at-any-call-leaves-nothing",
+            with_variants!(
+                "free() { isthmus info --json | grep -e free_kib -e '\"domains\"'; }
+                 one() { isthmus create --paused $(variant fails 's/192/100/') >/dev/null && isthmus destroy fails; }
+                 one; sleep 2; before=$(free); n=0
+                 while n=$((n + 1)); ! isthmus create --paused --fail-call $n $D/fails.toml >/dev/null 2>/tmp/why; do
+                     grep -q 'Cannot allocate memory\\|are free' /tmp/why || { cat /tmp/why; exit 1; }
+                     [ \"$before\" = \"$(free)\" ] || { echo call $n: $(cat /tmp/why); free; }
+                 done; isthmus destroy fails; sleep 1; test $n -gt 15 && test \"$before\" = \"$(free)\" && echo same"
+            ),
+            Output::Exactly("same\n"),
+        ),
+    ),
+    ends("an-unknown-command-is-wrong-usage", "isthmus frobnicate", 2),
+];
+
+/// What an emulator of VT-x has the time for.
+pub(super) const SMALL: &[Command] = &[
+    within(600, BOOTS_SLOWLY),
+    within(
+        200,
+        prints(
+            "console-takes-input",
+            "echo 'echo $((6 * 7))-$(hostname)' | isthmus console demo --until 42-demo --timeout 180",
+            Output::With(&["42-demo"]),
+        ),
+    ),
+    within(200, prints("foreign-frames-with-holes", "isthmus selftest foreign demo", Output::With(&["3 holes"]))),
+    within(300, prints("shuts-down-when-asked", "isthmus shutdown demo --wait 280", Output::With(&["poweroff\n"]))),
+];
+
+const BOOTS_SLOWLY: Command = prints(
+    "boots-a-debian-kernel",
+    "isthmus create /var/lib/isthmus/demo/demo.toml && isthmus console demo --until 'is up with 1 CPU' --timeout 580",
+    Output::With(&["demo is domain 1\n", "is up with 1 CPU"]),
+);
+
+/// A hundred guests, one after the other.
+pub(super) const MANY: &[Command] = &[within(
+    1800,
+    prints(
+        "a-hundred-guests-leave-everything-as-it-was",
+        with_variants!(
+            "free() { isthmus info --json | grep -e free_kib -e '\"domains\"' -e heap_used -e overhead; }
+             one() { isthmus create --paused $(variant brief) >/dev/null && isthmus destroy brief || exit; }
+             one; one; sleep 2; before=$(free)
+             for i in $(seq 100); do one; done; sleep 2
+             test \"$before\" = \"$(free)\" && echo same || { echo \"$before\"; free; }"
+        ),
+        Output::Exactly("same\n"),
+    ),
+)];
