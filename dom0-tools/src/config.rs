@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::devices::{self, DiskConfig, Mac, NicConfig, VirtualDisk};
+
 /// What a domain has at most. The hypervisor's limit.
 pub const MAX_VCPUS: u32 = 32;
 /// The longest name: it is part of file names.
@@ -38,6 +40,12 @@ pub struct GuestConfig {
     /// What identifies the machine to itself; a new one is made if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
+    /// Its disks.
+    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// Its network cards.
+    #[serde(default, rename = "nic", skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicConfig>,
     /// Whether it has a xenstore connection.
     #[serde(default = "yes")]
     pub xenstore: bool,
@@ -135,6 +143,7 @@ impl GuestConfig {
         let folder = path.parent().unwrap_or(Path::new(""));
         config.kernel = folder.join(&config.kernel);
         config.initrd = config.initrd.map(|initrd| folder.join(initrd));
+        config.disks.iter_mut().for_each(|disk| disk.source = folder.join(&disk.source));
         Ok(config)
     }
 
@@ -153,6 +162,32 @@ impl GuestConfig {
         }
         if self.cmdline.contains(['\0', '\n']) {
             return refuse("cmdline", &format!("{:?}", self.cmdline), "a kernel's command line is one line of text");
+        }
+        if !(self.xenstore || self.disks.is_empty() && self.nics.is_empty()) {
+            return refuse("xenstore", &false, "a guest finds its disks and network cards in xenstore");
+        }
+        let names: Vec<String> = (0..).zip(&self.disks).map(|(at, disk)| disk.name_at(at)).collect();
+        for (at, (disk, name)) in self.disks.iter().zip(&names).enumerate() {
+            if VirtualDisk::from_name(name).is_none() {
+                return refuse("disk.name", &format!("{name:?}"), "disks are called xvda to xvdz");
+            }
+            if names[..at].contains(name) {
+                return refuse("disk.name", &format!("{name:?}"), "another disk of the guest has this name");
+            }
+            if let Err(reason) = devices::check_backend(disk.backend.as_deref()) {
+                return refuse("disk.backend", &format!("{:?}", disk.backend), reason);
+            }
+        }
+        for nic in &self.nics {
+            if let Some(Err(reason)) = nic.mac.as_deref().map(Mac::parse) {
+                return refuse("nic.mac", &format!("{:?}", nic.mac), reason);
+            }
+            if let Err(reason) = devices::check_bridge(&nic.bridge) {
+                return refuse("nic.bridge", &format!("{:?}", nic.bridge), reason);
+            }
+            if let Err(reason) = devices::check_backend(nic.backend.as_deref()) {
+                return refuse("nic.backend", &format!("{:?}", nic.backend), reason);
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod builder;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod devices;
 pub mod exec_protocol;
 pub mod nodes;
 pub mod registry;

@@ -99,6 +99,59 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give a running guest a disk, until it ends
+    BlockAttach {
+        /// The guest, by name or number
+        guest: String,
+        /// A file or a block device of dom0
+        source: PathBuf,
+        /// Its name in the guest: xvda to xvdz
+        disk: String,
+        /// The guest can only read it
+        #[arg(long)]
+        readonly: bool,
+    },
+    /// Take a disk from a guest
+    BlockDetach {
+        /// The guest, by name or number
+        guest: String,
+        /// Its name in the guest: xvda to xvdz
+        disk: String,
+        /// Do not ask the guest: its requests fail
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a running guest a network card, until it ends
+    NetAttach {
+        /// The guest, by name or number
+        guest: String,
+        /// The card's number in the guest, from 0
+        card: u32,
+        /// The bridge in dom0 that it is in
+        #[arg(long, default_value = dom0_tools::devices::host::OWN_BRIDGE)]
+        bridge: String,
+        /// Its address [default: made of the guest's uuid]
+        #[arg(long)]
+        mac: Option<String>,
+    },
+    /// Take a network card from a guest
+    NetDetach {
+        /// The guest, by name or number
+        guest: String,
+        /// The card's number in the guest, from 0
+        card: u32,
+        /// Do not ask the guest
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show what domains and their devices have done: requests, bytes, exits by reason
+    Stats {
+        /// Of this domain, by name or number [default: all]
+        domain: Option<String>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure single operations in ticks of the TSC
     #[command(subcommand)]
     Bench(Bench),
@@ -234,6 +287,13 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Info { domain: Some(domain), json } => guests::info(&domain, json),
         Command::Supervisor => done(supervisor::run()),
         Command::Info { domain: None, json } => done(cli::info::run(json)),
+        Command::BlockAttach { guest, source, disk, readonly } => {
+            done(cli::devices::block_attach(&guest, &source, &disk, readonly))
+        }
+        Command::BlockDetach { guest, disk, force } => done(cli::devices::block_detach(&guest, &disk, force)),
+        Command::NetAttach { guest, card, bridge, mac } => done(cli::devices::net_attach(&guest, card, &bridge, mac)),
+        Command::NetDetach { guest, card, force } => done(cli::devices::net_detach(&guest, card, force)),
+        Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),
         Command::Counters { domain, interval, json } => done(cli::counters::run(domain, interval, json)),
         Command::Bench(Bench::NullHypercall { repetitions, json }) => {
             done(cli::bench::null_hypercall(repetitions, json))

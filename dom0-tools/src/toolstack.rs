@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::builder::{self, Built, Progress};
 use crate::config::GuestConfig;
+use crate::devices::Devices;
 use crate::nodes::{self, Tree};
 use crate::registry::{self, End, Old, Reason, Record, Registry, State};
 use crate::sys::privcmd::Privcmd;
@@ -222,10 +223,11 @@ impl Toolstack {
         self.registry.save(&record)?;
         let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle)?;
         let built = prepared.build(&self.privcmd, domain, progress)?;
-        let published = self.publish(&mut record, &built, store.as_deref_mut(), start);
+        let published = self.publish(&mut record, &built, store.as_deref_mut(), start, progress);
         if let (Err(_), Some(store)) = (&published, &mut store) {
             // The first error is the one to tell.
             let _ = store.remove_guest(domain, &[nodes::home(domain), nodes::vm(record.uuid)]);
+            let _ = remove_devices(domain);
         }
         published?;
         guard.keep();
@@ -233,19 +235,24 @@ impl Toolstack {
         Ok(domain)
     }
 
-    /// Lets xenstore, the registry and the hypervisor know that a domain is complete.
+    /// Makes a domain's nodes and devices, and lets the registry and the hypervisor know that it is complete.
     fn publish(
         &self,
         record: &mut Record,
         built: &Built,
         store: Option<&mut (dyn Tree + 'static)>,
         start: Start,
+        progress: &mut dyn Progress,
     ) -> Result<()> {
         let domain = built.domain;
         if let (Some(store), Some(ring)) = (store, built.store) {
             let nodes = nodes::for_guest(&record.config, record.uuid, built);
             let ring = (Gfn::new(ring.frame), EvtchnPort::new(ring.port));
             store.add_guest(domain, &nodes, ring).context("telling xenstore of it")?;
+        }
+        if !(record.config.disks.is_empty() && record.config.nics.is_empty()) {
+            progress.step("making its devices");
+            Devices::open()?.attach_all(domain, &record.config, record.uuid)?;
         }
         let Built { console, store: ring, .. } = *built;
         record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };
@@ -299,6 +306,7 @@ impl Toolstack {
             if let Ok(mut store) = self.store() {
                 let paths = [nodes::home(domain), nodes::vm(record.uuid)];
                 store.remove_guest(domain, &paths).context("removing its nodes from xenstore")?;
+                remove_devices(domain).context("removing its devices from xenstore")?;
             }
         }
         Ok(())
@@ -335,6 +343,11 @@ impl Toolstack {
         }
         store.write(&format!("{home}/control/shutdown"), how)
     }
+}
+
+/// Removes the backends of a guest that is gone.
+fn remove_devices(domain: DomId) -> Result<()> {
+    Devices::open()?.remove_all(domain)
 }
 
 /// Seconds since 1970.

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod counters;
+pub mod devices;
 pub mod guests;
 pub mod info;
 pub mod selftest;

@@ -14,7 +14,9 @@ pub mod evtchn;
 pub mod gntalloc;
 pub mod gntdev;
 mod ioctl;
+pub mod loop_device;
 mod mapping;
+pub mod netdev;
 pub mod privcmd;
 pub mod xenbus;
 

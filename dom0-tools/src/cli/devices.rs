@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The commands about devices: block-attach, block-detach, net-attach, net-detach, stats.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use guest_abi::hypercall as number;
+use guest_abi::isthmus::REASON_NAMES;
+use guest_abi::{DomId, VcpuId};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::devices::stats::{self, DeviceStats};
+use crate::devices::{self, Device, Devices, DiskConfig, Mac, NicConfig, VirtualDisk};
+use crate::sys::privcmd::{Privcmd, Snapshot};
+use crate::toolstack::{Guest, Toolstack};
+
+/// A guest that can have devices.
+fn guest(name: &str) -> Result<Guest> {
+    let guest = Toolstack::open()?.find(name)?;
+    if guest.id == DomId::DOM0 {
+        bail!("this is the control domain");
+    }
+    if guest.record.as_ref().is_some_and(|record| !record.config.xenstore) {
+        bail!("it was made without xenstore, where it would find its devices");
+    }
+    Ok(guest)
+}
+
+/// `isthmus block-attach`.
+///
+/// # Errors
+/// There is no such guest, or the disk cannot be made.
+pub fn block_attach(name: &str, source: &Path, disk: &str, readonly: bool) -> Result<()> {
+    let attach = || {
+        let guest = guest(name)?;
+        let source = std::path::absolute(source)?;
+        let config = DiskConfig { source, name: Some(disk.to_owned()), readonly, backend: None };
+        Devices::open()?.attach_disk(guest.id, &config, disk)
+    };
+    attach().with_context(|| format!("attaching a disk to {name}"))
+}
+
+/// `isthmus block-detach`.
+///
+/// # Errors
+/// There is no such guest or disk, or the guest does not let go of it.
+pub fn block_detach(name: &str, disk: &str, force: bool) -> Result<()> {
+    let detach = || {
+        let number = VirtualDisk::from_name(disk).with_context(|| format!("{disk} is none of xvda to xvdz"))?;
+        Devices::open()?.detach(guest(name)?.id, Device::Disk(number), force)
+    };
+    detach().with_context(|| format!("detaching disk {disk} from {name}"))
+}
+
+/// `isthmus net-attach`.
+///
+/// # Errors
+/// There is no such guest or bridge, or the card cannot be made.
+pub fn net_attach(name: &str, card: u32, bridge: &str, mac: Option<String>) -> Result<()> {
+    let attach = || {
+        if let Some(Err(reason)) = mac.as_deref().map(Mac::parse) {
+            bail!("--mac {}: {reason}", mac.as_deref().unwrap_or_default());
+        }
+        if let Err(reason) = devices::check_bridge(bridge) {
+            bail!("--bridge {bridge}: {reason}");
+        }
+        let guest = guest(name)?;
+        let uuid = guest.record.as_ref().map_or_else(Uuid::new_v4, |record| record.uuid);
+        let config = NicConfig { bridge: bridge.to_owned(), mac: mac.clone(), mtu: None, backend: None };
+        Devices::open()?.attach_nic(guest.id, &config, card, uuid)
+    };
+    attach().with_context(|| format!("attaching a network card to {name}"))
+}
+
+/// `isthmus net-detach`.
+///
+/// # Errors
+/// There is no such guest or card, or the guest does not let go of it.
+pub fn net_detach(name: &str, card: u32, force: bool) -> Result<()> {
+    let detach = || Devices::open()?.detach(guest(name)?.id, Device::Nic(card), force);
+    detach().with_context(|| format!("detaching network card {card} from {name}"))
+}
+
+/// What a domain costs and does.
+#[derive(Debug, Serialize)]
+struct DomainStats {
+    name: String,
+    id: u16,
+    /// Exits by reason, of all vCPUs; what is zero is left out.
+    exits: Vec<(&'static str, u64)>,
+    /// Hypercalls about grants: maps, unmaps and copies, each of one or many.
+    grant_calls: u64,
+    /// Hypercalls about event channels, sending above all.
+    event_calls: u64,
+    devices: Vec<DeviceStats>,
+}
+
+/// `isthmus stats`.
+///
+/// # Errors
+/// There is no such domain, or the hypervisor does not answer.
+pub fn show_stats(name: Option<&str>, json: bool) -> Result<()> {
+    let tools = Toolstack::open()?;
+    let guests = match name {
+        Some(name) => vec![tools.find(name)?],
+        None => tools.guests()?,
+    };
+    let all: Vec<DomainStats> = guests.iter().map(|guest| of(&tools.privcmd, guest)).collect::<Result<_>>()?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    for domain in &all {
+        let exits: Vec<String> = domain.exits.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        println!("{} ({})", domain.name, domain.id);
+        println!("  exits: {}", exits.join(", "));
+        println!("  hypercalls: {} about grants, {} about events", domain.grant_calls, domain.event_calls);
+        domain.devices.iter().for_each(|device| println!("  {device}"));
+    }
+    Ok(())
+}
+
+fn of(privcmd: &Privcmd, guest: &Guest) -> Result<DomainStats> {
+    let first = privcmd.counters(guest.id, VcpuId::new(0))?;
+    let rest = (1..u32::from(first.nr_vcpus)).map(|vcpu| privcmd.counters(guest.id, VcpuId::new(vcpu)));
+    let vcpus: Vec<Snapshot> = std::iter::once(Ok(first)).chain(rest).collect::<Result<_, _>>()?;
+    let total = |list: fn(&Snapshot) -> &Vec<u64>, at: usize| {
+        vcpus.iter().map(|vcpu| list(vcpu).get(at).copied().unwrap_or(0)).sum::<u64>()
+    };
+    let calls = |number: u32| total(|vcpu| &vcpu.hypercalls, VcpuId::new(number).index());
+    let exits = REASON_NAMES.iter().enumerate().map(|(at, name)| (*name, total(|vcpu| &vcpu.exits, at)));
+    Ok(DomainStats {
+        name: guest.name.clone(),
+        id: guest.id.raw(),
+        exits: exits.filter(|(_, count)| *count != 0).collect(),
+        grant_calls: calls(number::HYPERVISOR_GRANT_TABLE_OP),
+        event_calls: calls(number::HYPERVISOR_EVENT_CHANNEL_OP),
+        devices: stats::of_guest(guest.id),
+    })
+}

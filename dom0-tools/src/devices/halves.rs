@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The two folders of a device in xenstore.
+//!
+//! The front's folder is the guest's own and the backend may read it; the back's is the backend's and the guest may
+//! read it. The kernel of either side looks at a device only once its folder has a `state`, so all is written at once.
+//!
+//! Source: `xen/include/public/io/{blkif,netif,xenbus}.h` at 4.17; what Linux' drivers read.
+
+use std::path::{Path, PathBuf};
+
+use guest_abi::DomId;
+use guest_abi::io::xenbus::{self, State};
+use guest_abi::io::{blkif, netif};
+
+use super::{Device, DiskConfig, Mac, NicConfig, VirtualDisk};
+
+/// What kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A disk.
+    Vbd,
+    /// A network card.
+    Vif,
+}
+
+impl Class {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Vbd, Self::Vif];
+
+    /// Its name in paths.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vbd => "vbd",
+            Self::Vif => "vif",
+        }
+    }
+
+    /// Linux' module with the backend.
+    #[must_use]
+    pub const fn module(self) -> &'static str {
+        match self {
+            Self::Vbd => "xen-blkback",
+            Self::Vif => "xen-netback",
+        }
+    }
+}
+
+/// A device's folders, and what is in them.
+#[derive(Clone, Debug)]
+pub struct Halves {
+    /// What kind of device.
+    pub class: Class,
+    /// The front's folder.
+    pub front: String,
+    /// The back's folder.
+    pub back: String,
+    guest: DomId,
+    number: u32,
+    front_values: Vec<(&'static str, String)>,
+    back_values: Vec<(&'static str, String)>,
+}
+
+/// A folder, its permissions, and what it holds.
+pub type Folder = (String, [String; 2], Vec<(&'static str, String)>);
+
+/// The domain of all backends.
+const BACKEND: DomId = DomId::DOM0;
+
+impl Halves {
+    /// The folders of a device.
+    #[must_use]
+    pub fn of(guest: DomId, device: Device) -> Self {
+        let (class, number) = match device {
+            Device::Disk(disk) => (Class::Vbd, disk.number()),
+            Device::Nic(number) => (Class::Vif, number),
+        };
+        let name = class.name();
+        Self {
+            class,
+            front: format!("/local/domain/{}/device/{name}/{number}", guest.raw()),
+            back: format!("/local/domain/{}/backend/{name}/{}/{number}", BACKEND.raw(), guest.raw()),
+            guest,
+            number,
+            front_values: Vec::new(),
+            back_values: Vec::new(),
+        }
+    }
+
+    /// What Linux shows of the backend while it exists.
+    #[must_use]
+    pub fn sysfs(&self) -> PathBuf {
+        let device = format!("{}-{}-{}", self.class.name(), self.guest.raw(), self.number);
+        Path::new("/sys/bus/xen-backend/devices").join(device)
+    }
+
+    /// The folder where Linux' backend writes why it failed.
+    #[must_use]
+    pub fn error(&self) -> String {
+        self.back.replacen("/backend/", "/error/backend/", 1)
+    }
+
+    /// Both folders as they are to be written.
+    #[must_use]
+    pub fn nodes(&self) -> [Folder; 2] {
+        let (guest, backend) = (self.guest.raw(), BACKEND.raw());
+        let initial = (xenbus::STATE, State::Initialising.to_string());
+        let front = [(xenbus::BACKEND, self.back.clone()), (xenbus::BACKEND_ID, backend.to_string()), initial.clone()];
+        let back = [
+            (xenbus::FRONTEND, self.front.clone()),
+            (xenbus::FRONTEND_ID, guest.to_string()),
+            (xenbus::ONLINE, "1".to_owned()),
+            initial,
+        ];
+        let folder = |path: &str, owner, reader, common: &[_], own: &[_]| {
+            (path.to_owned(), [format!("n{owner}"), format!("r{reader}")], [own, common].concat())
+        };
+        [
+            folder(&self.front, guest, backend, &front, &self.front_values),
+            folder(&self.back, backend, guest, &back, &self.back_values),
+        ]
+    }
+}
+
+/// A disk. `source` is the major and minor number of the block device behind it.
+#[must_use]
+pub fn disk(guest: DomId, disk: VirtualDisk, name: &str, config: &DiskConfig, source: (u32, u32)) -> Halves {
+    use blkif::node;
+    let mode = if config.readonly { "r" } else { "w" };
+    Halves {
+        front_values: vec![(node::VIRTUAL_DEVICE, disk.number().to_string()), (node::DEVICE_TYPE, "disk".to_owned())],
+        back_values: vec![
+            (node::DEVICE_TYPE, "disk".to_owned()),
+            (node::MODE, mode.to_owned()),
+            ("type", "phy".to_owned()),
+            ("dev", name.to_owned()),
+            ("params", config.source.display().to_string()),
+            (node::PHYSICAL_DEVICE, format!("{:x}:{:x}", source.0, source.1)),
+            (xenbus::HOTPLUG_STATUS, xenbus::HOTPLUG_CONNECTED.to_owned()),
+        ],
+        ..Halves::of(guest, Device::Disk(disk))
+    }
+}
+
+/// A network card. The host's part follows when the backend has made its interface.
+#[must_use]
+pub fn nic(guest: DomId, number: u32, mac: Mac, config: &NicConfig) -> Halves {
+    use netif::node;
+    let common = vec![(node::MAC, mac.to_string()), (node::HANDLE, number.to_string())];
+    let mut front_values = common.clone();
+    front_values.extend(config.mtu.map(|mtu| ("mtu", mtu.to_string())));
+    let mut back_values = common;
+    back_values.push(("bridge", config.bridge.clone()));
+    // Linux wants to know the script that would do what is done here, and refuses a device without.
+    back_values.push(("script", "none".to_owned()));
+    Halves { front_values, back_values, ..Halves::of(guest, Device::Nic(number)) }
+}
+
+/// The folders that hold all backends of a guest.
+#[must_use]
+pub fn back_folders(guest: DomId) -> [String; 2] {
+    Class::ALL.map(|class| format!("/local/domain/{}/backend/{}/{}", BACKEND.raw(), class.name(), guest.raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn get<'a>(folder: &'a Folder, name: &str) -> &'a str {
+        &folder.2.iter().find(|(node, _)| *node == name).unwrap_or_else(|| panic!("{name}")).1
+    }
+
+    #[test]
+    fn a_disk_has_what_linux_reads() {
+        let config = DiskConfig { source: PathBuf::from("/d.img"), name: None, readonly: true, backend: None };
+        let xvdb = VirtualDisk::from_name("xvdb").unwrap();
+        let halves = disk(DomId::new(7), xvdb, "xvdb", &config, (7, 31));
+        let [front, back] = halves.nodes();
+        assert_eq!(
+            (front.0.as_str(), front.1.clone()),
+            ("/local/domain/7/device/vbd/51728", ["n7".into(), "r0".into()])
+        );
+        assert_eq!(back.0, "/local/domain/0/backend/vbd/7/51728");
+        assert_eq!(back.1, ["n0", "r7"]);
+        assert_eq!((get(&front, "backend"), get(&front, "backend-id")), (back.0.as_str(), "0"));
+        assert_eq!((get(&front, "virtual-device"), get(&front, "state")), ("51728", "1"));
+        assert_eq!((get(&back, "frontend"), get(&back, "frontend-id")), (front.0.as_str(), "7"));
+        assert_eq!((get(&back, "physical-device"), get(&back, "mode"), get(&back, "online")), ("7:1f", "r", "1"));
+        assert_eq!(halves.sysfs(), Path::new("/sys/bus/xen-backend/devices/vbd-7-51728"));
+    }
+
+    #[test]
+    fn a_network_card_has_its_address_on_both_sides_and_waits_for_the_host() {
+        let config = NicConfig { bridge: "br0".into(), mac: None, mtu: Some(9000), backend: None };
+        let [front, back] = nic(DomId::new(7), 1, Mac::parse("00:16:3e:00:00:01").unwrap(), &config).nodes();
+        assert_eq!((get(&front, "mac"), get(&back, "mac")), ("00:16:3e:00:00:01", "00:16:3e:00:00:01"));
+        assert_eq!((get(&front, "mtu"), get(&back, "handle"), get(&back, "bridge")), ("9000", "1", "br0"));
+        assert_eq!(get(&back, "script"), "none");
+        assert!(back.2.iter().all(|(name, _)| *name != "hotplug-status"));
+    }
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Disks and network cards of guests, served by Linux' backends in dom0.
+//!
+//! A device is two folders in xenstore, one for each half, and something on the host that stands behind it: a block
+//! device, or an interface in a bridge. Elsewhere udev and shell scripts do the host's part; here it is [`host`], in
+//! the same program that writes the folders ([`halves`]).
+//!
+//! *Who holds what.* A file becomes a loop device that lets go of the file when it is closed for the last time, and is
+//! open here until the kernel's backend has opened it. So nothing has to be remembered: whatever ends first, guest,
+//! tool or backend, the file is free when the backend has closed it.
+
+pub mod halves;
+pub mod host;
+pub mod stats;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest_abi::DomId;
+use guest_abi::io::xenbus::State;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::config::GuestConfig;
+use crate::xenstore::SOCKET;
+use crate::xenstore::client::{Client, Error, View};
+use crate::xenstore::wire::Code;
+use halves::Halves;
+
+/// How long a device is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A disk in a guest's description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A file, or a block device of dom0.
+    pub source: PathBuf,
+    /// Its name in the guest; `xvda` and on in the order of the description if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether the guest can only read it.
+    #[serde(default)]
+    pub readonly: bool,
+    /// The domain that serves it: dom0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+}
+
+/// A network card in a guest's description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// The bridge in dom0 that it is in. `isthmus0` is made if it does not exist.
+    #[serde(default = "own_bridge")]
+    pub bridge: String,
+    /// Its address; made of the guest's uuid if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The largest packet, if not the usual 1500 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// The domain that serves it: dom0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+}
+
+fn own_bridge() -> String {
+    host::OWN_BRIDGE.to_owned()
+}
+
+impl DiskConfig {
+    /// Its name if it is the disk `at` of its guest.
+    #[must_use]
+    pub fn name_at(&self, at: u32) -> String {
+        let letter = |at: u32| char::from_u32(u32::from('a') + at).unwrap_or('?');
+        self.name.clone().unwrap_or_else(|| format!("xvd{}", letter(at)))
+    }
+}
+
+/// Whether a device can be served by this domain.
+///
+/// # Errors
+/// Why not.
+pub fn check_backend(backend: Option<&str>) -> Result<(), &'static str> {
+    match backend {
+        None | Some("dom0" | "0") => Ok(()),
+        Some(_) => Err("devices are served by dom0 only, so far: leave it out"),
+    }
+}
+
+/// Whether an interface can be called so.
+///
+/// # Errors
+/// Why not.
+pub fn check_bridge(name: &str) -> Result<(), &'static str> {
+    let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 15 || name.starts_with('.') || !name.chars().all(is_fine) {
+        return Err("an interface's name has 1 to 15 letters, digits, '-', '_' and '.'");
+    }
+    Ok(())
+}
+
+/// A disk's number in a guest, which stands for its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtualDisk(u32);
+
+impl VirtualDisk {
+    /// The number of `xvda` to `xvdz`. Source: `docs/man/xen-vbd-interface.7.pandoc` of Xen at 4.17.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let letter = name.strip_prefix("xvd")?;
+        let [letter @ b'a'..=b'z'] = letter.as_bytes() else { return None };
+        let disk = u32::from(letter - b'a');
+        // The old numbers have place for 16 disks of 16 partitions.
+        Some(Self(if disk < 16 { 202 << 8 | disk << 4 } else { 1 << 28 | disk << 8 }))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// Reads `aa:bb:cc:dd:ee:ff`.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const REASON: &str = "an address is like 00:16:3e:01:02:03, and its first byte is even";
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(REASON)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| REASON)?;
+        }
+        if parts.next().is_some() || bytes[0] & 1 != 0 {
+            return Err(REASON);
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The address of card `at` of a guest that gives none: the same with each start.
+    #[must_use]
+    pub fn of(uuid: Uuid, at: u8) -> Self {
+        let [.., a, b, c] = *uuid.as_bytes();
+        Self([0, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(at)])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A device of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A disk.
+    Disk(VirtualDisk),
+    /// A network card, by its number.
+    Nic(u32),
+}
+
+/// The connection to the store, with what can be done to devices.
+#[derive(Debug)]
+pub struct Devices {
+    store: Client,
+}
+
+impl Devices {
+    /// Connects to the store.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn open() -> Result<Self> {
+        let store = Client::by_socket(SOCKET)?;
+        store.set_limit(Duration::from_secs(30)).context("the connection to xenstored")?;
+        Ok(Self { store })
+    }
+
+    /// Makes all devices of a guest that is not running yet.
+    ///
+    /// # Errors
+    /// The first that failed, by its name. What was made before it stays for [`Devices::remove_all`].
+    pub fn attach_all(&mut self, guest: DomId, config: &GuestConfig, uuid: Uuid) -> Result<()> {
+        for (at, disk) in (0..).zip(&config.disks) {
+            self.attach_disk(guest, disk, &disk.name_at(at))?;
+        }
+        for (at, nic) in (0..).zip(&config.nics) {
+            self.attach_nic(guest, nic, at, uuid)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a guest a disk.
+    ///
+    /// # Errors
+    /// The source is neither file nor block device, the guest has a disk of that name, or the backend refused.
+    pub fn attach_disk(&mut self, guest: DomId, disk: &DiskConfig, name: &str) -> Result<()> {
+        let what = || format!("disk {name} ({})", disk.source.display());
+        let number = VirtualDisk::from_name(name).with_context(|| format!("{name} is none of xvda to xvdz"))?;
+        let source = host::Source::open(&disk.source, disk.readonly).with_context(what)?;
+        let halves = halves::disk(guest, number, name, disk, source.number());
+        self.attach(&halves).with_context(what)?;
+        let opened = halves.sysfs().join("physical_device");
+        if let Err(error) = self.wait_for(&halves, "the backend to open it", |_| opened.exists()) {
+            self.remove(&halves)?;
+            return Err(error).with_context(what);
+        }
+        // The backend has the device open now: it may be let go of here.
+        drop(source);
+        Ok(())
+    }
+
+    /// Gives a guest its network card `at`.
+    ///
+    /// # Errors
+    /// There is no such bridge, the guest has a card of that number, or the backend refused.
+    pub fn attach_nic(&mut self, guest: DomId, nic: &NicConfig, at: u32, uuid: Uuid) -> Result<()> {
+        let what = || format!("network card {at} (bridge {})", nic.bridge);
+        host::prepare_bridge(&nic.bridge).with_context(what)?;
+        let made = Mac::of(uuid, u8::try_from(at).unwrap_or(u8::MAX));
+        let mac = match nic.mac.as_deref().map(Mac::parse) {
+            Some(Ok(mac)) => mac,
+            Some(Err(reason)) => bail!("{}: {reason}", what()),
+            None => made,
+        };
+        let halves = halves::nic(guest, at, mac, nic);
+        self.attach(&halves).with_context(what)?;
+        let interface = format!("vif{}.{at}", guest.raw());
+        let path = Path::new("/sys/class/net").join(&interface);
+        let ready = self
+            .wait_for(&halves, "the backend to make its interface", |_| path.exists())
+            .and_then(|()| host::connect_interface(&nic.bridge, &interface, nic.mtu))
+            .and_then(|()| Ok(self.store.all().write(&format!("{}/hotplug-status", halves.back), "connected")?));
+        if let Err(error) = ready {
+            self.remove(&halves)?;
+            return Err(error).with_context(what);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, halves: &Halves) -> Result<()> {
+        host::load(halves.class.module())?;
+        let exists = self.store.all().read_text(&halves.front)?.is_some();
+        ensure!(!exists, "the guest has a device of this name already");
+        let nodes = halves.nodes();
+        let error = halves.error();
+        self.store.transaction(|view| {
+            // Left by an earlier device of this number; nobody else removes it.
+            remove_if_there(view, &error)?;
+            for (folder, permissions, values) in &nodes {
+                view.make(folder)?;
+                view.set_perms(folder, permissions)?;
+                // What is in the folder has its permissions.
+                values.iter().try_for_each(|(name, value)| view.write(&format!("{folder}/{name}"), value))?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Takes a device from a guest: asks for it, or with `force` takes it away.
+    ///
+    /// # Errors
+    /// It has none of that name, or does not let go of it.
+    pub fn detach(&mut self, guest: DomId, device: Device, force: bool) -> Result<()> {
+        let halves = Halves::of(guest, device);
+        let exists = self.store.all().read_text(&halves.back)?.is_some();
+        ensure!(exists, "the guest has no such device");
+        if !force {
+            self.store.transaction(|view| {
+                view.write(&format!("{}/online", halves.back), "0")?;
+                view.write(&format!("{}/state", halves.back), State::Closing.as_str())
+            })?;
+            let state = format!("{}/state", halves.back);
+            let is_closed = |store: &mut Client| {
+                let value = store.all().read_text(&state).ok().flatten();
+                value.is_none_or(|value| State::parse(value.as_bytes()) == Some(State::Closed))
+            };
+            self.wait_for(&halves, "the guest to let go of it (--force does not)", is_closed)?;
+        }
+        self.remove(&halves)
+    }
+
+    /// Removes what is left of the devices of a guest that is gone.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub fn remove_all(&mut self, guest: DomId) -> Result<()> {
+        for folder in halves::back_folders(guest) {
+            remove_if_there(&mut self.store.all(), &folder)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, halves: &Halves) -> Result<()> {
+        self.store.transaction(|view| {
+            remove_if_there(view, &halves.front)?;
+            remove_if_there(view, &halves.back)
+        })?;
+        let device = halves.sysfs();
+        self.wait_for(halves, "the backend to let go of it", |_| !device.exists())
+    }
+
+    /// Waits for something that the kernel does.
+    fn wait_for(&mut self, halves: &Halves, what: &str, is_done: impl Fn(&mut Client) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let error = format!("{}/error", halves.error());
+        while !is_done(&mut self.store) {
+            if let Ok(Some(reason)) = self.store.all().read_text(&error) {
+                bail!("the backend says: {reason}");
+            }
+            if Instant::now() >= deadline {
+                bail!("waited for {what} for {} s in vain", PATIENCE.as_secs());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+}
+
+fn remove_if_there(view: &mut View<'_>, path: &str) -> Result<(), Error> {
+    match view.remove(path) {
+        // Not even the folder that it would be in.
+        Err(error) if error.code() == Some(Code::Enoent) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_have_the_numbers_that_linux_knows() {
+        let number = |name| VirtualDisk::from_name(name).map(VirtualDisk::number);
+        assert_eq!((number("xvda"), number("xvdb"), number("xvdp")), (Some(51712), Some(51728), Some(51952)));
+        assert_eq!((number("xvdq"), number("xvdz")), (Some(1 << 28 | 16 << 8), Some(1 << 28 | 25 << 8)));
+        for name in ["", "sda", "xvd", "xvdA", "xvda1", "xvdaa"] {
+            assert_eq!(number(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_and_made() {
+        assert_eq!(Mac::parse("00:16:3e:0A:0b:0c").unwrap().to_string(), "00:16:3e:0a:0b:0c");
+        for text in
+            ["", "00:16:3e:01:02", "00:16:3e:01:02:03:04", "01:00:5e:00:00:01", "0:16:3e:1:2:3", "00-16-3e-01-02-03"]
+        {
+            assert!(Mac::parse(text).is_err(), "{text}");
+        }
+        let uuid = Uuid::from_u128(0xaa_bbcc);
+        assert_eq!(Mac::of(uuid, 0).to_string(), "00:16:3e:2a:bb:cc");
+        assert_ne!(Mac::of(uuid, 1), Mac::of(uuid, 0));
+        assert!(Mac::parse(&Mac::of(uuid, 1).to_string()).is_ok());
+    }
+}
