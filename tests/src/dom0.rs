@@ -5,6 +5,7 @@
 //! other belong in different sessions. A command passes with the expected status and the expected output.
 
 mod guests;
+mod devices;
 
 use crate::{Backend, SVM, Tier, VMX};
 
@@ -23,6 +24,8 @@ pub struct Session {
     pub kernel: &'static str,
     /// A series of Debian's kernels for guests, whose files dom0 finds below `/var/lib/isthmus/demo`; none when empty.
     pub guest: &'static str,
+    /// Micro-guests that dom0 finds below `/var/lib/isthmus/micro`.
+    pub micro_guests: &'static [&'static str],
     /// Debian packages in dom0's root.
     pub packages: &'static [&'static str],
     /// More arguments for dom0's kernel.
@@ -84,6 +87,7 @@ impl Session {
             boot_limit_seconds: 240,
             kernel: "",
             guest: "",
+            micro_guests: &[],
             packages: &[],
             append: "",
             hv_append: "",
@@ -116,6 +120,14 @@ pub const SESSIONS: &[Session] = &[
     Session { kernel: "6.12", disk_mib: 100, ..Session::new("dom0-6.12", SVM, OTHER_KERNEL) },
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
     Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
+    Session {
+        tier: Tier::Long,
+        guest: "6.1-cloud",
+        packages: &["e2fsprogs"],
+        micro_guests: &["block_front"],
+        append: "isthmus.devices=off",
+        ..Session::new("devices", SVM, devices::DISK_AND_NETWORK)
+    },
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
     Session { packages: &["xenstore-utils"], append: "isthmus.devices=off", ..Session::new("store", SVM, STORE) },
     Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests", SVM, guests::LIFE) },

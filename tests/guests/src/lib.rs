@@ -28,6 +28,7 @@ pub mod shared;
 pub mod smp;
 pub mod time;
 pub mod traps;
+pub mod xenstore;
 
 pub use report::{check, check_eq, skip};
 

@@ -56,8 +56,23 @@ impl Session {
         format!("{}/{}", self.session.name, self.backend.name())
     }
 
-    fn launch(&self, hypervisor: &Path, dir: &Path) -> Result<Launch> {
+    /// A tree with the session's micro-guests.
+    fn overlays(&self, built: &boots::Built, dir: &Path) -> Result<Vec<PathBuf>> {
+        if self.session.micro_guests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let overlay = dir.join("micro-guests");
+        let folder = overlay.join("var/lib/isthmus/micro");
+        fs::create_dir_all(&folder).context("making a folder for micro-guests")?;
+        for name in self.session.micro_guests {
+            fs::copy(built.guest(name)?, folder.join(name)).with_context(|| format!("copying micro-guest {name}"))?;
+        }
+        Ok(vec![overlay])
+    }
+
+    fn launch(&self, built: &boots::Built, dir: &Path) -> Result<Launch> {
         let wanted = Wanted {
+            overlays: self.overlays(built, dir)?,
             kernel: Some(self.session.kernel).filter(|name| !name.is_empty()).map(PathBuf::from),
             packages: self.session.packages.iter().map(|&name| name.to_owned()).collect(),
             demo: if self.session.guest.is_empty() { None } else { Some(self.session.guest.parse()?) },
@@ -66,7 +81,7 @@ impl Session {
         };
         let words = format!("{} {}", run::dom0_memory(self.session.memory_mib), self.session.hv_append);
         Ok(Launch {
-            hypervisor: hypervisor.to_owned(),
+            hypervisor: built.hypervisor.clone(),
             cmdline: run::hypervisor_cmdline(emulator_of(self.backend), Some(words.trim_end())),
             modules: dom0::modules(&wanted, dir)?,
         })
@@ -184,7 +199,7 @@ impl Unit for Session {
         let dir = RunDir::create(&self.name().replace('/', "."))?;
         let via = if self.session.by_grub || self.session.by_uefi { Via::Grub } else { Via::Quickest };
         let emulator = emulator_of(self.backend);
-        let boot = self.launch(&built.hypervisor, dir.path())?.prepare(emulator, via, dir.path())?;
+        let boot = self.launch(built, dir.path())?.prepare(emulator, via, dir.path())?;
         let log = Mutex::new(Log::to_file(&log_file)?);
         let mut running = emulator::start(emulator, self.machine(boot, dir.path())?, dir.path(), true)?;
         let deadline = Instant::now() + Duration::from_secs(self.session.boot_limit_seconds);
