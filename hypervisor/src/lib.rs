@@ -13,6 +13,8 @@ extern crate alloc;
 
 pub mod addr;
 pub mod backend;
+#[cfg(test)]
+mod book_tests;
 pub mod boot;
 pub mod counters;
 pub mod debug;

@@ -393,6 +393,30 @@ mod tests {
     }
 
     #[test]
+    fn the_book_lists_the_reasons_that_are_expected() {
+        const PAGE: &str = include_str!("../../../docs/src/reference/exits.md");
+        let section = PAGE.split_once("## VT-x, by number").and_then(|(_, rest)| rest.split_once("\n## ")).unwrap().0;
+        let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |").map(|(cell, _)| cell));
+        let mut listed = std::collections::BTreeSet::new();
+        for cell in cells {
+            // `a` or `a to b` first, what it is called behind.
+            for part in cell.split(", ") {
+                let mut words = part.split(' ');
+                let Some(first) = words.next().and_then(|word| word.parse::<u16>().ok()) else { continue };
+                let last = if words.next() == Some("to") { words.next().unwrap().parse().unwrap() } else { first };
+                listed.extend(first..=last);
+            }
+        }
+        // Exceptions are told by another field, failed entries by a bit beside their number.
+        let by_more = [0, 33, 34, 41];
+        for number in 0..=80 {
+            let decoded = decode(ExitReason(u32::from(number)), &GuestRegs::default(), vmcs(&[]));
+            let is_expected = !matches!(decoded, Decoded::Report(Exit::Unexpected { .. })) || by_more.contains(&number);
+            assert_eq!(listed.contains(&number), is_expected, "reason {number}");
+        }
+    }
+
+    #[test]
     fn plain_exits_are_decoded_alike() {
         let plain: Vec<u16> = (0..80).filter(|number| ExitReason(u32::from(*number)).plain().is_some()).collect();
         assert_eq!(plain.len(), 6);
