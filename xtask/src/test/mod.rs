@@ -8,6 +8,7 @@
 
 mod boots;
 mod commands;
+mod deps;
 mod docs;
 mod figures;
 mod machines;
@@ -100,7 +101,9 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let tier = options.tier.into();
     let is_chosen = |unit: &dyn Unit| unit.names().iter().any(|name| is_wanted(name));
     let docs = [docs::Docs].into_iter().filter(|docs| is_chosen(docs)).map(boxed);
-    let steps: Vec<_> = docs.chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed)).collect();
+    let deps = deps::ALL.into_iter().filter(|deps| is_chosen(deps)).map(boxed);
+    let steps: Vec<_> =
+        docs.chain(deps).chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed)).collect();
     // The long ones first: two at a time, the short ones fill the gap at the end.
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
     let odd = machines::ALL.iter().copied().filter(|odd| odd.tier() <= tier && is_chosen(odd)).map(boxed);
