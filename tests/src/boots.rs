@@ -9,6 +9,17 @@ const TWO_DOMAINS: &[Guest] = &[
     Guest { program: "two_domains", words: "mem=16 -- mark=bbbb2222 other=aaaa1111" },
 ];
 
+/// The machine has 128 MiB.
+const ADDRESS_WALK: &[Guest] = &[
+    Guest { program: "address_walk", words: "mem=16 -- mark=a000000000000000 other=5000000000000000 top=80" },
+    Guest { program: "address_walk", words: "mem=16 -- mark=5000000000000000 other=a000000000000000 top=80" },
+];
+
+const REGISTER_ISOLATION: &[Guest] = &[
+    Guest { program: "register_isolation", words: "mem=8 -- mark=123456789abcdef1" },
+    Guest { program: "register_isolation", words: "mem=8 -- mark=fedcba9876543210" },
+];
+
 const FPU_ISOLATION: &[Guest] = &[
     Guest { program: "fpu_isolation", words: "mem=8 -- mark=1234567a8" },
     Guest { program: "fpu_isolation", words: "mem=8 -- mark=fedcba98764" },
@@ -61,6 +72,20 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/counters", &[guest("counters")]),
     Check::guests("guest/two-domains", TWO_DOMAINS),
     Check::guests("guest/fpu-isolation", FPU_ISOLATION),
+    Check::guests("guest/register-isolation", REGISTER_ISOLATION),
+    Check {
+        tier: Tier::Gate,
+        limit_seconds: 600,
+        memory_mib: 128,
+        ..Check::guests("guest/address-walk", ADDRESS_WALK).on(SVM)
+    },
+    // Each page costs three exits and three page faults of the guest's: minutes in Bochs.
+    Check {
+        tier: Tier::Long,
+        limit_seconds: 1800,
+        memory_mib: 128,
+        ..Check::guests("guest/address-walk", ADDRESS_WALK).on(VMX)
+    },
     Check::guests("guest/second-vcpu", &[Guest { program: "smp", words: "vcpus=2" }]),
     Check::guests("guest/string-io", &[guest("string_io")]),
     Check::guests("guest/wake-up", &[guest("hlt_wake")]),
