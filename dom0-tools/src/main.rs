@@ -248,6 +248,8 @@ enum Selftest {
         /// The guest, by name or number
         guest: String,
     },
+    /// Check that devices are confined by an IOMMU, or that DMA goes through a buffer of the kernel's
+    Dma,
     /// Compare the kernel's clock with the ACPI power-management timer
     Clock {
         /// For how long
@@ -301,6 +303,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
         Command::Selftest(Selftest::Foreign { guest }) => done(cli::selftest::foreign(&guest)),
+        Command::Selftest(Selftest::Dma) => done(cli::info::check_dma()),
         Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
         Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
         Command::Store(options) => done(cli::store::run(&options)),

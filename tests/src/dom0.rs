@@ -68,8 +68,10 @@ pub struct Command {
 pub enum Output {
     /// Anything.
     Any,
-    /// These bytes and no other.
+    /// This text and no other.
     Exactly(&'static str),
+    /// These bytes and no other.
+    Bytes(&'static [u8]),
     /// All of these texts, somewhere.
     With(&'static [&'static str]),
     /// The SHA-256, in hexadecimal, of so many bytes that it sent to TCP port `$SINK` of the host.
@@ -177,11 +179,37 @@ const BASICS: &[Command] = &[
     ),
     prints("disk-uses-msi", "grep ahci /proc/interrupts", Output::With(&["PCI-MSI"])),
     DISK_KEEPS_64_MIB,
+    FILE_SYSTEM_KEEPS_64_MIB,
     prints("network-card-uses-msi", "grep eth0-rx /proc/interrupts", Output::With(&["PCI-MSI"])),
     HAS_AN_ADDRESS,
     SENDS_16_MIB,
     prints("foreign-pages-have-their-hole", "cat /proc/iomem", Output::With(&["Xen scratch"])),
+    OUTPUTS_ARE_APART,
+    CLOCK_IS_RIGHT,
+    DMA_BUFFER_IS_THERE,
+    prints("keeps-12-mib-at-most", KEPT, Output::With(&["hypervisor uses"])),
 ];
+
+/// What the hypervisor keeps of a machine with 2 GiB.
+const KEPT: &str = "isthmus info | grep 'hypervisor uses'
+     isthmus info --json | awk -F '[:,]' '/hypervisor_kib/ { found = 1; exit !($2 <= 12 * 1024) } END { exit !found }'";
+
+/// Bytes that are no text, on both outputs.
+const OUTPUTS_ARE_APART: Command = prints(
+    "output-is-byte-exact",
+    r"printf '\377\000\r\n\033[1m' ; printf 'an error' >&2 ; printf '\001end'",
+    Output::Bytes(b"\xff\0\r\n\x1b[1m\x01end"),
+);
+
+/// That it never goes back, and agrees with the ACPI timer within 1 %.
+const CLOCK_IS_RIGHT: Command = ends("clock-agrees-with-the-pm-timer", "isthmus selftest clock", 0);
+
+/// Where there is no IOMMU, dom0's devices use a buffer of its kernel's.
+const DMA_BUFFER_IS_THERE: Command = prints(
+    "dma-goes-through-a-buffer",
+    "isthmus selftest dma && isthmus info | grep 'DMA buffer'",
+    Output::With(&["64 MiB"]),
+);
 
 /// What may differ with the kernel.
 const OTHER_KERNEL: &[Command] = &[
@@ -195,6 +223,7 @@ const OTHER_KERNEL: &[Command] = &[
 
 /// What Bochs' older devices can show: interrupts by the I/O APIC, disk and network with less data.
 const WITHOUT_MSI: &[Command] = &[
+    REACHED_IN_TIME,
     prints("kernel", "uname -r", Output::With(&["6.1.0-", "-amd64\n"])),
     IS_A_XEN_DOMAIN,
     prints("output-is-exact", r"printf 'a\0b\r\n\377' | od -An -tx1", Output::Exactly(" 61 00 62 0d 0a ff\n")),
@@ -222,6 +251,7 @@ const WITHOUT_MSI: &[Command] = &[
         )
     },
     prints("kernel-arguments", "cat /proc/cmdline", Output::With(&["console=hvc0"])),
+    CLOCK_IS_RIGHT,
     KERNEL_USES_THE_STORE,
     Command {
         limit_seconds: 240,
@@ -348,6 +378,21 @@ const DISK_KEEPS_64_MIB: Command = Command {
          for i in 0 1 2 3; do dd if=/tmp/block of=$DISK bs=1M seek=$((i * 16)) conv=fsync,notrunc 2>/dev/null; done
          echo 3 >/proc/sys/vm/drop_caches
          for i in 0 1 2 3; do dd if=$DISK bs=1M skip=$((i * 16)) count=16 2>/dev/null | cmp - /tmp/block && echo same; done",
+        Output::Exactly("same\nsame\nsame\nsame\n"),
+    )
+};
+
+/// As many bytes in files, through a file system that is let go of and mounted again.
+const FILE_SYSTEM_KEEPS_64_MIB: Command = Command {
+    limit_seconds: 180,
+    ..prints(
+        "file-system-keeps-64-mib",
+        "set -e; mke2fs $DISK >/dev/null; modprobe -q ext4 || true; mount -t ext2 $DISK /mnt
+         head -c 16777216 /dev/urandom >/tmp/block
+         for i in 0 1 2 3; do cp /tmp/block /mnt/$i; done
+         umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext2 $DISK /mnt
+         for i in 0 1 2 3; do cmp /mnt/$i /tmp/block && echo same; done
+         umount /mnt",
         Output::Exactly("same\nsame\nsame\nsame\n"),
     )
 };

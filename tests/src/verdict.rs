@@ -98,6 +98,7 @@ pub fn judge_command(command: &Command, status: u8, output: &[u8], arrived: Opti
         Output::Exactly(expected) if output != expected.as_bytes() => {
             Verdict::Fail(format!("{text:?} is not {expected:?}"))
         }
+        Output::Bytes(expected) if output != expected => Verdict::Fail(format!("{output:?} is not {expected:?}")),
         Output::With(texts) => match texts.iter().find(|expected| !text.contains(**expected)) {
             Some(missing) => Verdict::Fail(format!("the output lacks {missing:?}")),
             None => Verdict::Pass(0),
@@ -107,7 +108,7 @@ pub fn judge_command(command: &Command, status: u8, output: &[u8], arrived: Opti
             Some(arrived) => Verdict::Fail(format!("of {bytes} bytes with {} arrived {arrived:?}", text.trim())),
             None => Verdict::Fail("nothing arrived".to_owned()),
         },
-        Output::Exactly(_) | Output::Any => Verdict::Pass(0),
+        Output::Exactly(_) | Output::Bytes(_) | Output::Any => Verdict::Pass(0),
     }
 }
 
@@ -187,6 +188,9 @@ mod tests {
         assert_eq!(judge_command(&exact, 0, b"\n", None), Verdict::Pass(0));
         assert!(fails(&judge_command(&exact, 0, b"\n\n", None)));
         assert!(fails(&judge_command(&exact, 1, b"\n", None)));
+        let bytes = prints("x", "printf", Output::Bytes(b"\xff\0"));
+        assert_eq!(judge_command(&bytes, 0, b"\xff\0", None), Verdict::Pass(0));
+        assert!(fails(&judge_command(&bytes, 0, b"\xff", None)));
         let with = prints("x", "dmesg", Output::With(&["a", "c"]));
         assert_eq!(judge_command(&with, 0, b"abc", None), Verdict::Pass(0));
         assert!(fails(&judge_command(&with, 0, b"ab", None)));

@@ -95,9 +95,9 @@ impl Kernel {
                 (package.vmlinuz, Some(package.modules))
             }
         };
-        report::step(format!("kernel: {}", vmlinuz.display()));
         let name = vmlinuz.file_name().unwrap_or_default().to_string_lossy();
         let unpacked = kernel::unpack(&vmlinuz, &target.join("kernels/unpacked").join(format!("{name}.elf")))?;
+        report::step(format!("kernel: {} (sha256 {})", vmlinuz.display(), unpacked.digest));
         unpacked.require_dom0()?;
         let installed = Path::new("/lib/modules").join(&unpacked.release);
         let installed = (!unpacked.release.is_empty() && installed.is_dir()).then_some(installed);

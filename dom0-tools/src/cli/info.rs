@@ -23,6 +23,8 @@ struct Info {
     uuid: String,
     /// Memory of this domain.
     domain_memory_kib: u64,
+    /// The buffer that DMA goes through (the kernel's swiotlb); absent where the kernel does not tell.
+    dma_buffer_kib: Option<u64>,
     /// Absent when the hypervisor is not Isthmus, or this domain does not control others.
     host: Option<Host>,
 }
@@ -48,6 +50,35 @@ struct Host {
     domain_overhead_kib: u64,
     physical_address_bits: u32,
     largest_page_bits: u32,
+}
+
+/// Where the kernel tells how many slots of [`SLOT_KIB`] its DMA buffer has. Source: Linux
+/// `kernel/dma/swiotlb.c`.
+const DMA_SLOTS: &str = "/sys/kernel/debug/swiotlb/io_tlb_nslabs";
+const SLOT_KIB: u64 = 2;
+
+fn dma_buffer_kib() -> Option<u64> {
+    Some(file(DMA_SLOTS).ok()?.parse::<u64>().ok()?.saturating_mul(SLOT_KIB))
+}
+
+/// Checks that dom0's devices cannot be handed a page of another domain by its guest frame number: an IOMMU
+/// confines them, or the kernel copies through a buffer of its own.
+///
+/// # Errors
+/// Neither is so, or it cannot be told.
+pub fn check_dma() -> Result<()> {
+    let info = Info::read()?;
+    if info.host.as_ref().is_some_and(|host| host.iommu.starts_with("in use")) {
+        return Ok(());
+    }
+    match info.dma_buffer_kib {
+        Some(0) => bail!(
+            "no IOMMU is in use and this kernel has no buffer for DMA (swiotlb): devices could write into pages of \
+             other domains. Give dom0 more memory below 4 GiB, and leave swiotlb=force on its command line"
+        ),
+        Some(_) => Ok(()),
+        None => bail!("{DMA_SLOTS} cannot be read: is debugfs mounted?"),
+    }
 }
 
 /// Prints the information.
@@ -77,6 +108,7 @@ impl Info {
             changeset: privcmd.changeset().unwrap_or_default(),
             uuid: file("/sys/hypervisor/uuid").unwrap_or_default(),
             domain_memory_kib: domain_memory_kib()?,
+            dma_buffer_kib: dma_buffer_kib(),
             host: privcmd.host_info().ok().as_ref().map(Host::of),
         })
     }
@@ -93,6 +125,14 @@ impl Info {
             line("changeset", self.changeset.clone());
         }
         line("this domain", format!("{} MiB", self.domain_memory_kib / 1024));
+        line(
+            "DMA buffer",
+            match self.dma_buffer_kib {
+                Some(0) => "none".to_owned(),
+                Some(size) => format!("{} MiB", size / 1024),
+                None => "not told (is debugfs mounted?)".to_owned(),
+            },
+        );
         let Some(host) = &self.host else {
             line("host", "not told (another hypervisor, or not the control domain)".to_owned());
             return text;
@@ -198,6 +238,7 @@ mod tests {
             changeset: String::new(),
             uuid: String::new(),
             domain_memory_kib: 1 << 20,
+            dma_buffer_kib: Some(65536),
             host: Some(Host::of(&raw)),
         };
         let text = info.to_text();

@@ -186,8 +186,8 @@ impl Devices {
     /// # Errors
     /// It does not run.
     pub fn open() -> Result<Self> {
-        let store = Client::by_socket(SOCKET)?;
-        store.set_limit(Duration::from_secs(30)).context("the connection to xenstored")?;
+        let mut store = Client::by_socket(SOCKET)?;
+        store.set_limit(Duration::from_secs(30));
         Ok(Self { store })
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Unpacked {
     pub(crate) pvh_entry: Option<u64>,
     /// Whether the kernel was built to be a control domain.
     pub(crate) dom0_capable: bool,
+    /// The SHA-256 of the file that it was unpacked from.
+    pub(crate) digest: String,
 }
 
 /// Gets the newest kernel of `series` from Debian's archive, or from `target_dir` if it is there.
@@ -154,6 +156,7 @@ pub(crate) fn unpack(vmlinuz: &Path, out: &Path) -> Result<Unpacked> {
         release: facts.release,
         pvh_entry: facts.pvh_entry,
         dom0_capable: facts.dom0_capable,
+        digest,
     })
 }
 

@@ -13,6 +13,7 @@ mod docs;
 mod figures;
 mod machines;
 mod panics;
+mod runs;
 mod scenes;
 mod sessions;
 mod steps;
