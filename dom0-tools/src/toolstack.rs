@@ -5,6 +5,8 @@
 //! xenstore carries requests to them. A change of a guest's life is made under the lock of its name. Domains that
 //! are in no record (dom0, guests that are boot modules) can be named by their number.
 
+use std::fs::File;
+use std::io::Read;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -169,11 +171,11 @@ impl Toolstack {
             }
             self.clear_unfinished(&old)?;
         }
-        let uuid = config.uuid.unwrap_or_else(Uuid::new_v4);
+        let uuid = config.uuid.map_or_else(new_uuid, Ok)?;
         let record = Record {
             config: config.clone(),
             uuid,
-            handle: Uuid::new_v4(),
+            handle: new_uuid()?,
             state: State::Building { replaces: None },
             boots: 0,
             started: now(),
@@ -200,7 +202,7 @@ impl Toolstack {
             _ => bail!("it has no domain that could be restarted"),
         };
         self.clear_unfinished(&record)?;
-        record.handle = Uuid::new_v4();
+        record.handle = new_uuid()?;
         record.state = State::Building { replaces: Some(old) };
         self.registry.save(&record)?;
         let domains = self.privcmd.domains()?;
@@ -348,6 +350,15 @@ impl Toolstack {
 /// Removes the backends of a guest that is gone.
 fn remove_devices(domain: DomId) -> Result<()> {
     Devices::open()?.remove_all(domain)
+}
+
+/// A new identifier. It has to differ from others, not to be a secret, so it does not wait for the kernel to have gathered
+/// entropy: on a machine without a random-number instruction that takes minutes after boot.
+fn new_uuid() -> Result<Uuid> {
+    const SOURCE: &str = "/dev/urandom";
+    let mut bytes = [0; 16];
+    File::open(SOURCE).and_then(|mut file| file.read_exact(&mut bytes)).with_context(|| format!("reading {SOURCE}"))?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 /// Seconds since 1970.

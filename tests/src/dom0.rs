@@ -4,8 +4,8 @@
 //! A command is a check of its own, so that one that fails hides none of the others; those that would disturb each
 //! other belong in different sessions. A command passes with the expected status and the expected output.
 
-mod guests;
 mod devices;
+mod guests;
 
 use crate::{Backend, SVM, Tier, VMX};
 
@@ -354,6 +354,13 @@ const KERNEL_USES_THE_STORE: Command = prints(
     "kernel-uses-the-store",
     "until isthmus store read control/feature-poweroff 2>/dev/null; do sleep 1; done",
     Output::Exactly("1\n"),
+);
+
+/// In Bochs a tick of the TSC is an instruction, from power-on: BIOS and GRUB are in it.
+const REACHED_IN_TIME: Command = ends(
+    "reached-within-4-billion-instructions",
+    "isthmus counters 0 --json | awk -F '[:,]' '/\"tsc\"/ { found = 1; exit !($2 < 4000000000) } END { exit !found }'",
+    0,
 );
 
 /// That the boot modules and their strings arrive by multiboot2 as well.
