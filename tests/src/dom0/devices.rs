@@ -31,7 +31,7 @@ echo 3 >/proc/sys/vm/drop_caches; head -c 4194304 /dev/xvdb | cmp - /tmp/b && ec
 while [ -b /dev/xvdb ]; do sleep 0.2; done; echo PART THREE
 END
 chmod +x x/etc/rc.d/50-devices
-(cd x && find . | cpio -o -H newc 2>/dev/null | gzip) >extra; cat /var/lib/isthmus/demo/initrd extra >initrd
+(cd x && find . | cpio -o -H newc 2>/dev/null | gzip) >extra; cat extra /var/lib/isthmus/demo/initrd >initrd
 cat >devices.toml <<'END'
 name = "devices"
 kernel = "/var/lib/isthmus/demo/vmlinuz"
