@@ -8,6 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::addr::Ticks;
 use crate::exit::Exit;
 
 /// Reasons that are told apart, in the order in which they are reported.
@@ -58,6 +59,10 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The number now.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -73,8 +78,10 @@ pub struct Counters {
     pub ticks: [Counter; NR_REASONS],
     /// Hypercalls by number.
     pub hypercalls: [Counter; NR_HYPERCALLS],
-    /// Ticks from entry to exit.
-    pub in_guest: Counter,
+    /// Ticks of all runs that have ended, in the guest and in the hypervisor.
+    ran: Counter,
+    /// When the run that goes on began, in host ticks; 0 between two runs.
+    runs_since: Counter,
 }
 
 impl Counters {
@@ -85,8 +92,30 @@ impl Counters {
             exits: [const { Counter::new() }; NR_REASONS],
             ticks: [const { Counter::new() }; NR_REASONS],
             hypercalls: [const { Counter::new() }; NR_HYPERCALLS],
-            in_guest: Counter::new(),
+            ran: Counter::new(),
+            runs_since: Counter::new(),
         }
+    }
+
+    /// A run begins.
+    pub fn begin_run(&self, now: Ticks) {
+        self.runs_since.set(now.raw());
+    }
+
+    /// The run that began at `since` ends.
+    pub fn end_run(&self, since: Ticks, now: Ticks) {
+        self.runs_since.set(0);
+        self.ran.add(now.raw().saturating_sub(since.raw()));
+    }
+
+    /// Ticks that the vCPU has had a pCPU for.
+    #[must_use]
+    pub fn ran(&self, now: Ticks) -> Ticks {
+        let running = match self.runs_since.get() {
+            0 => 0,
+            since => now.raw().saturating_sub(since),
+        };
+        Ticks::new(self.ran.get().saturating_add(running))
     }
 
     /// Counts a hypercall by its number.
@@ -106,5 +135,21 @@ impl Counters {
 impl Default for Counters {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_counts_while_it_goes_on_and_once() {
+        let counters = Counters::new();
+        counters.begin_run(Ticks::new(100));
+        assert_eq!(counters.ran(Ticks::new(130)), Ticks::new(30));
+        counters.end_run(Ticks::new(100), Ticks::new(150));
+        assert_eq!(counters.ran(Ticks::new(1000)), Ticks::new(50));
+        counters.begin_run(Ticks::new(1000));
+        assert_eq!(counters.ran(Ticks::new(1007)), Ticks::new(57));
     }
 }

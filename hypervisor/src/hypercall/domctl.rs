@@ -207,7 +207,7 @@ fn vcpu_info(call: &mut Call<'_>, id: DomId) -> HypercallResult {
     let mut answer: abi::GetVcpuInfo = argument(call)?;
     let domain = call.other(id)?;
     let vcpu = domain.vcpu(VcpuId::new(answer.vcpu)).ok_or(Errno::ENOENT)?;
-    info::fill_vcpu(call.hv, vcpu, &mut answer);
+    info::fill_vcpu(call.hv, &domain, vcpu, &mut answer);
     write_argument(call, &answer)?;
     DONE
 }

@@ -125,7 +125,9 @@ fn enter_until(
 ) -> Outcome {
     let mut outcome = Outcome::Leave;
     vcpu.request_attention();
-    let mut begin = hv.machine.tsc();
+    let first = hv.machine.tsc();
+    vcpu.counters.begin_run(first);
+    let mut begin = first;
     let mut times = RunTimes { entered: begin, exited: begin };
     let mut reason = counters::NR_REASONS - 1;
     loop {
@@ -149,7 +151,6 @@ fn enter_until(
         }
         let exit = state.hw.run(&mut state.regs, due.min(until), &mut times);
         vcpu.counters.ticks[reason].add(times.entered.raw().wrapping_sub(begin.raw()));
-        vcpu.counters.in_guest.add(times.exited.raw().wrapping_sub(times.entered.raw()));
         begin = times.exited;
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);
@@ -161,7 +162,9 @@ fn enter_until(
             break;
         }
     }
-    vcpu.counters.ticks[reason].add(hv.machine.tsc().raw().wrapping_sub(begin.raw()));
+    let last = hv.machine.tsc();
+    vcpu.counters.ticks[reason].add(last.raw().wrapping_sub(begin.raw()));
+    vcpu.counters.end_run(first, last);
     outcome
 }
 

@@ -4,7 +4,6 @@
 use guest_abi::domctl as abi;
 use guest_abi::num::low_u32;
 
-use crate::addr::Ticks;
 use crate::domain::{Domain, LifeState};
 use crate::frame::{Limits, Usage};
 use crate::hypervisor::Hypervisor;
@@ -48,12 +47,12 @@ fn flags(domain: &Domain) -> u32 {
 }
 
 /// Fills in what a vCPU does.
-pub(super) fn fill_vcpu(hv: &Hypervisor, vcpu: &Vcpu, answer: &mut abi::GetVcpuInfo) {
+pub(super) fn fill_vcpu(hv: &Hypervisor, domain: &Domain, vcpu: &Vcpu, answer: &mut abi::GetVcpuInfo) {
     answer.online = u8::from(is_online(vcpu));
     answer.blocked = u8::from(vcpu.run_state() == RunState::Blocked);
     answer.running = u8::from(is_running(vcpu));
     answer.cpu_time = cpu_time(hv, vcpu);
-    answer.cpu = 0;
+    answer.cpu = domain.seats.affinity(vcpu.id).map_or(0, |(_, pcpu)| low_u32(pcpu as u64));
 }
 
 fn is_online(vcpu: &Vcpu) -> bool {
@@ -67,7 +66,5 @@ fn is_running(vcpu: &Vcpu) -> bool {
 
 /// Nanoseconds in the guest and, on its behalf, in the hypervisor.
 fn cpu_time(hv: &Hypervisor, vcpu: &Vcpu) -> u64 {
-    let (_, in_hypervisor) = vcpu.counters.totals();
-    let ticks = vcpu.counters.in_guest.get().saturating_add(in_hypervisor);
-    hv.clock.scale().nanos(Ticks::new(ticks)).raw()
+    hv.clock.scale().nanos(vcpu.counters.ran(hv.machine.tsc())).raw()
 }
