@@ -267,7 +267,7 @@ mod tests {
     fn the_books_examples_are_descriptions() {
         let page = include_str!("../../docs/src/reference/guest-toml.md");
         let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-        assert_eq!(examples.len(), 3);
+        assert_eq!(examples.len(), 4);
         for example in examples {
             parse(example).unwrap();
         }
