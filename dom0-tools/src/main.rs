@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use dom0_tools::cli::guests::{self, Act, Ask, Which};
 use dom0_tools::console::attach::Options;
+use dom0_tools::sys::signal;
 use dom0_tools::toolstack::Start;
 use dom0_tools::{agent, cli, supervisor};
 use guest_abi::DomId;
@@ -269,6 +270,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if matches!(command, Command::List { .. } | Command::Info { .. } | Command::Counters { .. } | Command::Stats { .. })
+    {
+        signal::end_with_the_reader();
+    }
     match command {
         Command::Create { file, paused, fail_call, console, json } => {
             guests::create(&file, if paused { Start::Paused } else { Start::Running }, fail_call, console, json)

@@ -217,6 +217,11 @@ const BASICS: &[Command] = &[
     OUTPUTS_ARE_APART,
     CLOCK_IS_RIGHT,
     DMA_BUFFER_IS_THERE,
+    prints(
+        "a-closed-pipe-is-no-error",
+        "{ sleep 0.2; isthmus counters 0; } 2>/tmp/said | : ; cat /tmp/said",
+        Output::Exactly(""),
+    ),
     prints("keeps-12-mib-at-most", KEPT, Output::With(&["hypervisor uses"])),
 ];
 

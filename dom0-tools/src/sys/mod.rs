@@ -18,6 +18,7 @@ pub mod loop_device;
 mod mapping;
 pub mod netdev;
 pub mod privcmd;
+pub mod signal;
 pub mod xenbus;
 
 use std::io;

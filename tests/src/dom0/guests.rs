@@ -196,7 +196,8 @@ pub(super) const BAD_INPUT: &[Command] = &[
                          isthmus list --json | grep -q half || break
                          isthmus info half --json | grep -q '\"boots\": 1' && isthmus destroy half; sleep 0.2
                      done
-                 done; isthmus list --json | grep -c '\"id\"'"
+                 done; left() { isthmus list --json | grep -c '\"id\"'; }
+                 for i in $(seq 50); do [ $(left) = 1 ] && break; sleep 0.2; done; left"
             ),
             Output::Exactly("1\n"),
         ),
