@@ -25,6 +25,7 @@ use crate::grant;
 use crate::hypervisor::Hypervisor;
 use crate::p2m::FlushSite;
 use crate::progress::Progress;
+use crate::vcpu::Vcpu;
 
 /// What the account of a domain shows that has nothing but the root of its p2m.
 const LAST: Usage = Usage { ram: 0, overhead: 1 };
@@ -80,6 +81,7 @@ pub(crate) fn finish(hv: &Hypervisor, id: DomId) -> bool {
     };
     let Some(alone) = Arc::get_mut(&mut domain) else { unreachable!("the table had the last reference") };
     alone.pins.get_mut().clear();
+    alone.vcpus.iter_mut().for_each(Vcpu::forget_areas);
     alone.estate.settle_pages(hv, id);
     alone.p2m.get_mut().trim(hv.machine);
     if hv.frames.account(id).is_none_or(|(usage, _)| usage != LAST) {

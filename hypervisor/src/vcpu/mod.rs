@@ -134,6 +134,11 @@ impl Vcpu {
         self.state.lock()
     }
 
+    /// Lets go of what the guest has registered: its domain has ended.
+    pub(crate) fn forget_areas(&mut self) {
+        self.state.get_mut().runstate_area = None;
+    }
+
     /// The private half, if the vCPU does not run at the moment.
     pub fn try_state(&self) -> Option<spin::MutexGuard<'_, VcpuState>> {
         self.state.try_lock()

@@ -531,6 +531,10 @@ fn registered_pages_come_back_too() {
     guest.put(arg(0), &place);
     let register = [u64::from(guest_abi::vcpu::VCPUOP_REGISTER_VCPU_INFO), 0, arg(0)];
     assert_eq!(guest.call(number::HYPERVISOR_VCPU_OP, register), 0);
+    // Run states, in an area across two pages.
+    guest.put(arg(0), &guest_abi::vcpu::RegisterArea { addr: 0x3_0ff8 });
+    let register = [u64::from(guest_abi::vcpu::VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA), 0, arg(0)];
+    assert_eq!(guest.call(number::HYPERVISOR_VCPU_OP, register), 0);
     drop(guest);
     assert_eq!(destroy(&dom0, 1), 0);
     assert_eq!(host.hv.frames.free_frames().total, before);
