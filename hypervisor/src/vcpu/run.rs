@@ -43,7 +43,11 @@ fn step(hv: &'static Hypervisor, here: usize, next: Next) -> Next {
             // A domain that is gone takes its seats with it.
             let Some(domain) = hv.domains.by_index(who.domain) else { return sleep_on(hv, here) };
             let Some(vcpu) = domain.vcpus.get(who.vcpu) else { return sleep_on(hv, here) };
-            let outcome = run_vcpu(hv, &domain, vcpu, until, ready_since);
+            // A vCPU that was on its way here when its domain was paused stands still from the pause on.
+            let outcome = match domain.is_running() {
+                true => run_vcpu(hv, &domain, vcpu, until, ready_since),
+                false => Outcome::Leave,
+            };
             hv.sched.switch(here, hv.machine.tsc(), Some(&|| stop(&domain, vcpu, outcome)))
         }
         Next::Idle { until } => {
@@ -125,6 +129,7 @@ fn enter_until(
 ) -> Outcome {
     let mut outcome = Outcome::Leave;
     vcpu.request_attention();
+    let tlb = &*domain.tlb;
     let first = hv.machine.tsc();
     vcpu.counters.begin_run(first);
     let mut begin = first;
@@ -144,10 +149,10 @@ fn enter_until(
             // Attention asked for while delivering: whatever waits behind this entry is due at once.
             due = if vcpu.has_attention() { begin } else { state.timer_due() };
         }
-        let generation = domain.tlb.enter(here);
+        let generation = tlb.enter(here);
         if generation != state.p2m_generation {
             state.p2m_generation = generation;
-            state.hw.set_p2m(domain.tlb.root(), generation);
+            state.hw.set_p2m(tlb.root(), generation);
         }
         let exit = state.hw.run(&mut state.regs, due.min(until), &mut times);
         vcpu.counters.ticks[reason].add(times.entered.raw().wrapping_sub(begin.raw()));

@@ -328,7 +328,7 @@ unsafe fn enter(guest_vmcb: Hpa, regs: &mut GuestRegs, host_vmcb: Hpa) -> &mut G
 
 impl VcpuHw for SvmVcpu {
     fn run(&mut self, regs: &mut GuestRegs, deadline: Ticks, times: &mut RunTimes) -> Exit {
-        assert!(self.is_loaded);
+        debug_assert!(self.is_loaded);
         apic::set_deadline(deadline);
         self.vmcb.rax = regs.rax;
         times.entered = cpu::rdtsc();
