@@ -223,6 +223,8 @@ impl Toolstack {
         let prepared = builder::prepare(&config, progress)?;
         let mut store = if config.xenstore { Some(self.store()?) } else { None };
         self.registry.save(&record)?;
+        // From here on it looks each second, and so finds what is left if this command is killed.
+        self.nudge();
         let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle)?;
         let built = prepared.build(&self.privcmd, domain, progress)?;
         let published = self.publish(&mut record, &built, store.as_deref_mut(), start, progress);
