@@ -71,7 +71,7 @@ impl Unit for Deps {
 
 /// Packages whose terms are not allowed.
 fn bad_licences() -> Result<Vec<String>> {
-    let printed = tool::run(compile::cargo("metadata").args(["--format-version", "1", "--locked", "--offline"]))?;
+    let printed = tool::run(compile::cargo("metadata").args(["--format-version", "1", "--locked"]))?;
     let metadata: Value = serde_json::from_slice(&printed).context("reading cargo's metadata")?;
     let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
     let problem = |package: &Value| {
@@ -110,7 +110,7 @@ fn names_in_table(table: &str) -> BTreeSet<String> {
 fn linked() -> Result<BTreeSet<String>> {
     let mut cargo = compile::cargo("tree");
     cargo.args(["--package", "hypervisor", "--features", "bare-metal", "--target", BARE_METAL]);
-    cargo.args(["--edges", "normal,no-proc-macro", "--prefix", "none", "--locked", "--offline", "--format", "{p}"]);
+    cargo.args(["--edges", "normal,no-proc-macro", "--prefix", "none", "--locked", "--format", "{p}"]);
     let printed = String::from_utf8(tool::run(&mut cargo)?)?;
     let names = printed.lines().filter_map(|line| line.split(' ').next());
     Ok(names.filter(|name| !name.is_empty() && *name != "hypervisor").map(str::to_owned).collect())
