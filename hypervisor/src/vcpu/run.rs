@@ -2,8 +2,8 @@
 //! The vCPU loop: one exit, one handler, one entry.
 //!
 //! [`schedule`] runs on each pCPU: it asks the scheduler for a vCPU, and [`run_vcpu`] runs that until
-//! it sleeps, its slice ends or somebody else should run. Between an exit and the next entry with nothing to deliver there is: reading
-//! the counter twice, the handler, and three comparisons.
+//! it sleeps, its slice ends or somebody else should run. Between an exit and the next entry with
+//! nothing to deliver there are the counters, the handler, and a few comparisons.
 
 use core::sync::atomic::Ordering;
 
