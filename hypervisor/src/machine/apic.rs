@@ -197,16 +197,15 @@ pub(crate) fn eoi() {
 /// deadline is the one already set.
 #[inline]
 pub(crate) fn set_deadline(deadline: Ticks) {
-    let armed = &percpu::current().armed;
-    if armed.load(Ordering::Relaxed) != deadline.raw() {
-        armed.store(deadline.raw(), Ordering::Relaxed);
+    if percpu::armed() != deadline {
+        percpu::set_armed(deadline);
         arm(deadline);
     }
 }
 
 /// Notes that the timer has fired, so that the next deadline is armed whatever it is.
 pub(crate) fn timer_fired() {
-    percpu::current().armed.store(0, Ordering::Relaxed);
+    percpu::set_armed(Ticks::new(0));
 }
 
 #[cold]

@@ -7,9 +7,11 @@
 
 use core::arch::asm;
 use core::fmt;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::num::{low_u8, to_usize};
+use hypervisor::addr::Ticks;
 
 use super::cpu;
 use super::layout::{self, ApStack};
@@ -51,7 +53,7 @@ pub(crate) struct PerCpu {
     activity: AtomicU64,
     activity_detail: AtomicU64,
     /// The deadline that its timer is armed for; 0 when it is not.
-    pub(crate) armed: AtomicU64,
+    armed: AtomicU64,
     gdt: [u64; 5],
     tss: Tss,
 }
@@ -152,6 +154,27 @@ pub(crate) fn current() -> &'static PerCpu {
     let area = core::ptr::with_exposed_provenance::<PerCpu>(to_usize(address));
     // SAFETY: the area lives for ever, and after `adopt` it is only shared.
     unsafe { &*area }
+}
+
+/// The deadline that this CPU's timer is armed for, in one instruction: each entry asks.
+#[inline]
+pub(crate) fn armed() -> Ticks {
+    let ticks: u64;
+    // SAFETY: GS base was set to the area, where only this CPU writes the field.
+    unsafe {
+        asm!(
+            "mov {}, gs:[{offset}]",
+            out(reg) ticks,
+            offset = const offset_of!(PerCpu, armed),
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    Ticks::new(ticks)
+}
+
+/// Notes what this CPU's timer is armed for; nothing by 0.
+pub(crate) fn set_armed(deadline: Ticks) {
+    current().armed.store(deadline.raw(), Ordering::Relaxed);
 }
 
 /// Notes an interrupt taken by this CPU's handler.

@@ -7,7 +7,7 @@
 //! then either makes its pCPU exit or wakes it here; see [`crate::vcpu::Vcpu::is_on`] for why nothing
 //! falls between.
 //!
-//! A pCPU that has to ask the queue again finds [`Scheduler::take_request`] true at its next exit; one
+//! A pCPU that has to ask the queue again finds its [`Request`] set at its next exit; one
 //! that runs a guest or idles elsewhere is kicked for that, once.
 
 pub mod queue;
@@ -33,9 +33,26 @@ pub const SLICE_NS: u64 = 10_000_000;
 /// The queue and the pCPUs that it serves.
 pub struct Scheduler {
     queue: Lock<RunQueue>,
-    requests: [AtomicBool; MAX_PCPUS],
+    requests: [Request; MAX_PCPUS],
     machine: &'static dyn Machine,
     nr_pcpus: usize,
+}
+
+/// Whether a pCPU is to ask the queue.
+pub struct Request(AtomicBool);
+
+impl Request {
+    /// Whether it is; takes the request.
+    #[inline]
+    pub fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether it is.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Scheduler {
@@ -45,7 +62,7 @@ impl Scheduler {
         let queue = RunQueue::new(nr_pcpus, DomainTable::CAPACITY, slice);
         Self {
             queue: Lock::new(Rank::Scheduler, queue),
-            requests: [const { AtomicBool::new(false) }; MAX_PCPUS],
+            requests: [const { Request(AtomicBool::new(false)) }; MAX_PCPUS],
             machine,
             nr_pcpus,
         }
@@ -69,29 +86,22 @@ impl Scheduler {
 
     /// Makes one pCPU ask what to run, and look at what else there is to do between two vCPUs.
     pub fn request(&self, pcpu: usize) {
-        let was_requested = self.requests[pcpu % MAX_PCPUS].swap(true, Ordering::SeqCst);
+        let was_requested = self.request_of(pcpu).0.swap(true, Ordering::SeqCst);
         if !was_requested && pcpu != pcpu::current() {
             self.machine.kick(pcpu);
         }
     }
 
-    /// Whether this pCPU is to ask; takes the request.
-    #[inline]
-    pub fn take_request(&self, pcpu: usize) -> bool {
-        let request = &self.requests[pcpu % MAX_PCPUS];
-        request.load(Ordering::Relaxed) && request.swap(false, Ordering::SeqCst)
-    }
-
-    /// Whether this pCPU is to ask.
+    /// What others ask of this pCPU.
     #[must_use]
-    pub fn has_request(&self, pcpu: usize) -> bool {
-        self.requests[pcpu % MAX_PCPUS].load(Ordering::SeqCst)
+    pub fn request_of(&self, pcpu: usize) -> &Request {
+        &self.requests[pcpu % MAX_PCPUS]
     }
 
     /// This pCPU has stopped running a vCPU, if `stopped` says how, and learns what comes next.
     /// `stopped` is asked under the queue's lock: what it then sees is what decides.
     pub(crate) fn switch(&self, pcpu: usize, now: Ticks, stopped: Option<&dyn Fn() -> Stop>) -> Next {
-        self.take_request(pcpu);
+        self.request_of(pcpu).take();
         let mut queue = self.queue.lock();
         if let Some(how) = stopped {
             queue.stop(pcpu, now, how());

@@ -127,15 +127,14 @@ fn enter_until(
     here: usize,
     until: Ticks,
 ) -> Outcome {
-    let mut outcome = Outcome::Leave;
     vcpu.request_attention();
-    let tlb = &*domain.tlb;
+    let (tlb, request) = (&*domain.tlb, hv.sched.request_of(here));
     let first = hv.machine.tsc();
     vcpu.counters.begin_run(first);
     let mut begin = first;
     let mut times = RunTimes { entered: begin, exited: begin };
     let mut reason = counters::NR_REASONS - 1;
-    loop {
+    let outcome = loop {
         // What falls due between the last exit and this entry ends the run that follows at once.
         let mut due = state.timer_due();
         if begin >= due {
@@ -144,7 +143,7 @@ fn enter_until(
         }
         if vcpu.take_attention() {
             if !attend(domain, vcpu, state) {
-                break;
+                break Outcome::Leave;
             }
             // Attention asked for while delivering: whatever waits behind this entry is due at once.
             due = if vcpu.has_attention() { begin } else { state.timer_due() };
@@ -159,14 +158,14 @@ fn enter_until(
         begin = times.exited;
         reason = counters::reason(&exit);
         vcpu.counters.exits[reason].add(1);
-        outcome = exits::handle(hv, domain, vcpu, state, exit);
-        if outcome != Outcome::Resume
-            || hv.sched.take_request(here)
-            || begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline)
-        {
-            break;
+        let outcome = exits::handle(hv, domain, vcpu, state, exit);
+        if outcome != Outcome::Resume {
+            break outcome;
         }
-    }
+        if request.take() || begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline) {
+            break Outcome::Leave;
+        }
+    };
     let last = hv.machine.tsc();
     vcpu.counters.ticks[reason].add(last.raw().wrapping_sub(begin.raw()));
     vcpu.counters.end_run(first, last);
@@ -367,7 +366,7 @@ impl Hypervisor {
     fn idle(&self, here: usize, until: Ticks) {
         let cleans = !self.is_cleaning.swap(true, Ordering::Acquire);
         let mut has_more = cleans;
-        while !self.sched.has_request(here) && self.machine.tsc() < until {
+        while !self.sched.request_of(here).is_set() && self.machine.tsc() < until {
             has_more = has_more && self.frames.scrub();
             if !has_more {
                 break;
@@ -379,7 +378,7 @@ impl Hypervisor {
         if cleans {
             self.is_cleaning.store(false, Ordering::Release);
         }
-        if !has_more && !self.sched.has_request(here) {
+        if !has_more && !self.sched.request_of(here).is_set() {
             self.machine.idle(until);
             self.take_interrupts();
         }

@@ -715,7 +715,7 @@ fn a_domain_that_another_cpu_ends_is_left_at_the_next_exit() {
     let domain = guest.domain.clone();
     guest.cpu(0).then(move |_, _| {
         domain.shut_down(ShutdownReason::Crash);
-        assert!(host.hv.sched.take_request(0), "the scheduler is asked for, on one CPU or the other");
+        assert!(host.hv.sched.request_of(0).take(), "the scheduler is asked for, on one CPU or the other");
         Some(Exit::Deadline)
     });
     guest.cpu(0).exits(Exit::Deadline);
