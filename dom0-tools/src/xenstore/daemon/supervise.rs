@@ -8,6 +8,7 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use guest_abi::DomId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::Daemon;
 use super::linux::LinuxHost;
@@ -27,8 +30,6 @@ use crate::xenstore::client::Client;
 const QUESTION_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
-/// How often it is looked whether the daemon has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A life shorter than this makes the next start wait.
 const SHORT_LIFE: Duration = Duration::from_secs(2);
 /// The longest such wait.
@@ -62,7 +63,7 @@ fn lock(folder: &Path) -> Result<File> {
     file.set_permissions(Permissions::from_mode(0o644)).with_context(|| format!("restricting {}", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::AGAIN) => {
+        Err(Errno::AGAIN) => {
             let number = std::fs::read_to_string(&path).unwrap_or_default();
             eprintln!(
                 "isthmus: {}: another daemon (process {}) works here: end that first",
@@ -159,15 +160,11 @@ fn start_child(folder: &Path) -> io::Result<Child> {
 
 /// Waits until the daemon ends, or kills it when it does not answer.
 fn attend(child: &mut Child, folder: &Path, messages: Option<&Messages>) -> io::Result<ExitStatus> {
-    let mut next_question = Instant::now() + QUESTION_EVERY;
+    let its_end = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut answered = Instant::now();
     loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        std::thread::sleep(LOOK_EVERY);
-        if Instant::now() < next_question {
-            continue;
+        if ends_within(&its_end, QUESTION_EVERY)? {
+            return child.wait();
         }
         if let Some(messages) = messages {
             messages.turn_over()?;
@@ -178,7 +175,16 @@ fn attend(child: &mut Child, folder: &Path, messages: Option<&Messages>) -> io::
             eprintln!("xenstored: no answer for {:?}: killing it", answered.elapsed());
             child.kill()?;
         }
-        next_question = Instant::now() + QUESTION_EVERY;
+    }
+}
+
+/// Waits for the end of a process, but not longer than `limit`. A signal ends the wait early.
+fn ends_within(process: &OwnedFd, limit: Duration) -> io::Result<bool> {
+    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
