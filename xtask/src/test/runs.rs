@@ -37,7 +37,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const ESCAPE: u8 = 0x1d;
 
 /// This program with `arguments`, to its end; its words are added to the log.
-fn xtask(log: &Path, arguments: &[&str]) -> Result<Output> {
+pub(super) fn xtask(log: &Path, arguments: &[&str]) -> Result<Output> {
     let program = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(program);
     let output = command.args(arguments).current_dir(workspace::root()).stdin(Stdio::null()).output()?;
@@ -47,12 +47,12 @@ fn xtask(log: &Path, arguments: &[&str]) -> Result<Output> {
     Ok(output)
 }
 
-fn ends(output: &Output, status: i32) -> Result<()> {
+pub(super) fn ends(output: &Output, status: i32) -> Result<()> {
     ensure!(output.status.code() == Some(status), "it ended with {}, status {status} was expected", output.status);
     Ok(())
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(super) fn text(path: &Path) -> Result<&str> {
     path.to_str().context("the path is not UTF-8")
 }
 

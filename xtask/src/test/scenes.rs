@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use isthmus_tests::Tier;
 use isthmus_tests::verdict::Verdict;
 
-use super::{Judged, Unit, commands, log_file, panics, runs};
+use super::{Judged, Unit, commands, kernels, log_file, pace, panics, runs};
 
 /// One check.
 #[derive(Clone, Copy)]
@@ -27,7 +27,8 @@ pub(super) const fn scene(name: &'static str, act: fn(&Path) -> Result<()>) -> S
 
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = Scene> {
-    runs::ALL.iter().chain(panics::ALL).chain(commands::ALL).copied()
+    let all = runs::ALL.iter().chain(kernels::ALL).chain(pace::ALL);
+    all.chain(panics::ALL).chain(commands::ALL).copied()
 }
 
 impl Unit for Scene {
