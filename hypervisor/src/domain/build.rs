@@ -13,6 +13,7 @@ use core::fmt;
 
 use guest_abi::num::to_usize;
 use guest_abi::pvh::{SIF_INITDOMAIN, SIF_PRIVILEGED};
+use guest_abi::version::XENFEAT_DOM0;
 use guest_abi::{DomId, Gfn, Gpa, hvm};
 use pvh_loader::acpi::NoRoom;
 
@@ -43,6 +44,8 @@ pub(crate) const MAX_PORTS: u32 = 4096;
 pub enum BuildError {
     /// The kernel's file.
     Kernel(ElfError),
+    /// The kernel cannot be dom0, and says so.
+    OnlyForGuests,
     /// Kernel, initial RAM disk and command line do not fit.
     Load(LoadError),
     /// The domain's ACPI tables.
@@ -63,6 +66,11 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel(error) => error.fmt(f),
+            Self::OnlyForGuests => write!(
+                f,
+                "the kernel was built without CONFIG_XEN_DOM0, as Debian's cloud flavour is; take another one, such as \
+                 linux-image-amd64"
+            ),
             Self::Load(error) => error.fmt(f),
             Self::Tables(error) => error.fmt(f),
             Self::Events(error) => write!(f, "event channels: {error:?}"),
@@ -158,6 +166,9 @@ pub fn dom0(
     images: Images<'_>,
 ) -> Result<Arc<Domain>, BuildError> {
     let kernel = elf::parse(images.kernel)?;
+    if kernel.features.is_some_and(|features| features & 1 << XENFEAT_DOM0 == 0) {
+        return Err(BuildError::OnlyForGuests);
+    }
     let frames = (map.ram.total() + map.tables.len()) / PAGE_SIZE as u64;
     let domain = create(
         hv,

@@ -229,7 +229,7 @@ fn disk_in_use(log: &Path) -> Result<()> {
 
 fn damaged_kernels_and_disks(log: &Path) -> Result<()> {
     let dir = RunDir::create("damaged")?;
-    let whole = machines::kernel(machines::UNDEFINED);
+    let whole = machines::kernel(machines::UNDEFINED, &[]);
     let mut compressed = vec![0; 1024];
     compressed[0x202..0x206].copy_from_slice(b"HdrS");
     compressed[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());

@@ -61,6 +61,8 @@ enum Content {
     Replaced(&'static str, &'static [u8], &'static [u8]),
     /// A kernel that lies at 16 MiB, as Linux does, with this code.
     Kernel(&'static [u8]),
+    /// The same, with a note that says that it cannot be dom0.
+    KernelForGuests(&'static [u8]),
     /// These bytes.
     Bytes(&'static [u8]),
 }
@@ -77,6 +79,12 @@ const CRASHES: &[File] = &[file(Content::Kernel(UNDEFINED), "kernel")];
 /// A Xen note's name and the type and size of PHYS32_ENTRY as they stand in a file, and the same with another type.
 const PVH_NOTE: &[u8] = b"\x12\0\0\0Xen\0";
 const OTHER_NOTE: &[u8] = b"\x7f\0\0\0Xen\0";
+
+/// Types of notes. Source: `xen/include/public/elfnote.h` at 4.17.
+const PHYS32_ENTRY: u32 = 18;
+const SUPPORTED_FEATURES: u32 = 17;
+/// What Debian's cloud kernels say: XENFEAT_writable_page_tables and XENFEAT_linux_rsdp_unrestricted, not XENFEAT_dom0.
+const FEATURES_OF_A_GUEST: u32 = 0x8001;
 
 const fn odd(name: &'static str, modules: &'static [File], says: &'static [&'static str]) -> Odd {
     Odd {
@@ -140,6 +148,11 @@ pub(super) const ALL: &[Odd] = &[
         &[file(Content::Start("hello", 5000), "kernel")],
         &["dom0: ", "it was cut, copy it again"],
     ),
+    odd(
+        "failure/dom0-kernel-for-guests-only",
+        &[file(Content::KernelForGuests(UNDEFINED), "kernel")],
+        &["dom0: the kernel was built without CONFIG_XEN_DOM0", "take another one"],
+    ),
     odd("failure/dom0-kernel-is-empty", &[file(Content::Bytes(b""), "kernel")], &["dom0: this is not an ELF file"]),
     odd(
         "failure/initrd-without-kernel",
@@ -181,7 +194,8 @@ impl Odd {
         for (i, file) in self.modules.iter().enumerate() {
             let bytes = match file.content {
                 Content::Bytes(bytes) => bytes.to_vec(),
-                Content::Kernel(code) => kernel(code),
+                Content::Kernel(code) => kernel(code, &[]),
+                Content::KernelForGuests(code) => kernel(code, &[note(SUPPORTED_FEATURES, FEATURES_OF_A_GUEST)]),
                 Content::Guest(name) => fs::read(built.guest(name)?)?,
                 Content::Start(name, len) => fs::read(built.guest(name)?)?[..len].to_vec(),
                 Content::Replaced(name, from, to) => replaced(&fs::read(built.guest(name)?)?, from, to)?,
@@ -220,12 +234,17 @@ impl Odd {
     }
 }
 
-/// An ELF file with a PVH note and one segment, that begins with its entry and `code`.
-pub(super) fn kernel(code: &[u8]) -> Vec<u8> {
+/// A Xen note of four bytes, as it stands in a file.
+fn note(kind: u32, value: u32) -> Vec<u8> {
+    let head = [4_u32, 4, kind].map(u32::to_le_bytes).concat();
+    [head.as_slice(), b"Xen\0", &value.to_le_bytes()].concat()
+}
+
+/// An ELF file with a PVH note, more notes, and one segment at its entry that begins with `code`.
+pub(super) fn kernel(code: &[u8], notes: &[Vec<u8>]) -> Vec<u8> {
     const START: u64 = 16 << 20;
     const HEADERS: u64 = 64 + 2 * 56;
-    let note = [4_u32, 4, 18].map(u32::to_le_bytes).concat();
-    let note = [note.as_slice(), b"Xen\0", &(16_u32 << 20).to_le_bytes()].concat();
+    let notes = [note(PHYS32_ENTRY, 16 << 20), notes.concat()].concat();
     // 64 bits, little-endian; an executable for x86-64; one ELF header, two program headers behind it.
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
@@ -234,12 +253,12 @@ pub(super) fn kernel(code: &[u8]) -> Vec<u8> {
     file.extend([START, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
     file.extend(0_u32.to_le_bytes());
     file.extend([64_u16, 56, 2, 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    let (code_len, note_len) = (code.len() as u64, note.len() as u64);
-    for (kind, offset, address, len) in [(1_u32, HEADERS, START, code_len), (4, HEADERS + code_len, 0, note_len)] {
+    let (code_len, notes_len) = (code.len() as u64, notes.len() as u64);
+    for (kind, offset, address, len) in [(1_u32, HEADERS, START, code_len), (4, HEADERS + code_len, 0, notes_len)] {
         file.extend([kind, 5].iter().flat_map(|word| word.to_le_bytes()));
         file.extend([offset, address, address, len, len, 4].iter().flat_map(|word| word.to_le_bytes()));
     }
-    [file.as_slice(), code, &note].concat()
+    [file.as_slice(), code, &notes].concat()
 }
 
 /// `bytes` with every `from` replaced by `to`. Errors: there is none.

@@ -209,7 +209,7 @@ impl<'a> Picture<'a> {
 fn dom0_crash_halts(log_file: &Path) -> Result<()> {
     let dir = RunDir::create("dom0-crash-halts")?;
     let kernel = dir.path().join("kernel");
-    fs::write(&kernel, machines::kernel(machines::UNDEFINED))?;
+    fs::write(&kernel, machines::kernel(machines::UNDEFINED, &[]))?;
     let module = Module { file: kernel, args: "kernel".to_owned() };
     let cmdline = run::hypervisor_cmdline(Emulator::Qemu, Some("panic=halt"));
     let launch = Launch { hypervisor: boots::built()?.hypervisor.clone(), cmdline, modules: vec![module] };
