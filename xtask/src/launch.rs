@@ -58,6 +58,13 @@ impl RunDir {
         Ok(Self(dir))
     }
 
+    /// The same outside of the checkout, for what must not be taken for a part of it.
+    pub(crate) fn outside(name: &str) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("isthmus-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -65,7 +72,7 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        // What cannot be removed is found below the build directory.
+        // What cannot be removed is found there later; there is nobody to tell.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

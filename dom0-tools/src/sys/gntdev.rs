@@ -111,7 +111,7 @@ impl Gntdev {
     /// [`Error::Grant`] with the hypervisor's status; EINVAL if the bytes leave the page.
     pub fn copy_from(&self, from: GrantedAt, bytes: &mut [u8]) -> Result<(), Error> {
         let length = copy_length(bytes.len())?;
-        let dest = bytes.as_mut_ptr().addr() as u64;
+        let dest = bytes.as_mut_ptr().expose_provenance() as u64;
         let segment = CopySegment { source: from.word(), dest, length, flags: COPY_SOURCE_IS_GRANT, status: 0 };
         // SAFETY: the destination is the `length` bytes of `bytes`, borrowed mutably here.
         unsafe { self.copy(segment) }.map_err(|error| error.told(&format!("copying from {from:?}")))
@@ -123,7 +123,7 @@ impl Gntdev {
     /// As for [`Gntdev::copy_from`].
     pub fn copy_to(&self, bytes: &[u8], to: GrantedAt) -> Result<(), Error> {
         let length = copy_length(bytes.len())?;
-        let source = bytes.as_ptr().addr() as u64;
+        let source = bytes.as_ptr().expose_provenance() as u64;
         let segment = CopySegment { source, dest: to.word(), length, flags: COPY_DEST_IS_GRANT, status: 0 };
         // SAFETY: the source is the `length` bytes of `bytes`, borrowed here; they are only read.
         unsafe { self.copy(segment) }.map_err(|error| error.told(&format!("copying to {to:?}")))
@@ -132,7 +132,7 @@ impl Gntdev {
     /// # Safety
     /// The end of `segment` that is an address is `length` bytes that may be read or written.
     unsafe fn copy(&self, mut segment: CopySegment) -> Result<(), CopyError> {
-        let mut argument = Copy { count: 1, segments: std::ptr::from_mut(&mut segment).addr() as u64 };
+        let mut argument = Copy { count: 1, segments: std::ptr::from_mut(&mut segment).expose_provenance() as u64 };
         // SAFETY: one segment lies at the address, alive until the call is over; its own address is
         // the caller's promise.
         unsafe { ioctl::one(&self.device, GRANT_COPY, &mut argument) }.map_err(CopyError::Kernel)?;

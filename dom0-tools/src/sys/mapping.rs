@@ -88,7 +88,7 @@ impl Mapping {
 
     /// The address of the first byte, for a hypercall or an ioctl.
     pub(super) fn address(&self) -> u64 {
-        self.base.as_ptr().addr() as u64
+        self.base.as_ptr().expose_provenance() as u64
     }
 
     /// The place of `length` bytes at `offset`.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether the book holds together: every relative link leads somewhere, and every page is in the summary.
+//! Whether the book holds together: every relative link leads somewhere, every page is in the summary, and the page on
+//! soundness has every module that is unsafe.
 //!
 //! This reads the Markdown itself, so mdBook need not be installed. What stands in code (fenced or in backticks) is not
 //! a link. Addresses on the net are not looked at, since a test that needs the net fails for reasons that are not ours.
@@ -20,6 +21,9 @@ const LOOSE_PAGES: [&str; 4] = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", 
 /// The book's pages.
 const BOOK: &str = "docs/src";
 const SUMMARY: &str = "SUMMARY.md";
+/// The page that says what each unsafe module relies on, and where there are such modules.
+const SOUNDNESS: &str = "docs/src/design/soundness.md";
+const UNSAFE_PLACES: [&str; 3] = ["hypervisor/src/machine", "guest-abi/src", "dom0-tools/src/sys"];
 /// The one check.
 const NAME: &str = "docs/links";
 
@@ -33,11 +37,12 @@ impl Unit for Docs {
 
     fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
         let (start, log) = (Instant::now(), log_file(logs, NAME));
-        let problems = problems(&workspace::root())?;
+        let root = workspace::root();
+        let problems = [problems(&root)?, unexplained(&root)?].concat();
         fs::write(&log, problems.join("\n")).with_context(|| format!("writing {}", log.display()))?;
         let verdict = match problems.len() {
             0 => Verdict::Pass(0),
-            number => Verdict::Fail(format!("{number} bad links or pages")),
+            number => Verdict::Fail(format!("{number} bad links, pages or modules")),
         };
         Ok(vec![Judged { name: NAME.to_owned(), verdict, took: start.elapsed(), log }])
     }
@@ -47,7 +52,7 @@ impl Unit for Docs {
 fn problems(root: &Path) -> Result<Vec<String>> {
     let book = root.join(BOOK);
     let mut pages: Vec<PathBuf> = LOOSE_PAGES.iter().map(|page| root.join(page)).collect();
-    add_pages(&book, &mut pages)?;
+    add_files(&book, &["md"], &mut pages)?;
     let mut problems = Vec::new();
     let mut listed = BTreeSet::new();
     for page in &pages {
@@ -73,16 +78,49 @@ fn problems(root: &Path) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-fn add_pages(dir: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
+/// The files that need a reason to be sound and are not on the page of reasons, one line each.
+fn unexplained(root: &Path) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let soundness = root.join(SOUNDNESS);
+    let soundness = fs::read_to_string(&soundness).with_context(|| format!("reading {}", soundness.display()))?;
+    for place in UNSAFE_PLACES {
+        let mut files = Vec::new();
+        add_files(&root.join(place), &["rs", "S"], &mut files)?;
+        for file in files {
+            let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let name = file.strip_prefix(root.join(place))?;
+            if needs_a_reason(name, &text) && !is_named(name, &soundness) {
+                problems.push(format!("{}: unsafe, and not in {SOUNDNESS}", file.display()));
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// Whether a file has something that the compiler cannot vouch for.
+fn needs_a_reason(file: &Path, text: &str) -> bool {
+    let is_assembly = file.extension().is_some_and(|extension| extension == "S");
+    is_assembly || ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| text.contains(word))
+}
+
+/// Whether a page names a file in backticks, or a folder that it is in.
+fn is_named(file: &Path, page: &str) -> bool {
+    let is_folder = |folder: &&Path| !folder.as_os_str().is_empty();
+    let mut folders = file.ancestors().skip(1).filter(is_folder).map(|folder| format!("`{}/`", folder.display()));
+    page.contains(&format!("`{}`", file.display())) || folders.any(|name| page.contains(&name))
+}
+
+/// Adds the files below a folder whose names end in one of these.
+fn add_files(dir: &Path, extensions: &[&str], files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
         let path = entry?.path();
         if path.is_dir() {
-            add_pages(&path, pages)?;
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
+            add_files(&path, extensions, files)?;
+        } else if path.extension().is_some_and(|found| extensions.iter().any(|extension| found == *extension)) {
+            files.push(path);
         }
     }
-    pages.sort();
+    files.sort();
     Ok(())
 }
 
@@ -142,6 +180,14 @@ mod tests {
     #[test]
     fn this_books_links_lead_somewhere() {
         assert_eq!(problems(&workspace::root()).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_unsafe_module_is_on_the_page_on_soundness() {
+        assert_eq!(unexplained(&workspace::root()).unwrap(), Vec::<String>::new());
+        assert!(is_named(Path::new("svm/vmcb.rs"), "in `svm/`") && is_named(Path::new("a.rs"), "`b.rs`, `a.rs`"));
+        assert!(!is_named(Path::new("svm/vmcb.rs"), "`vmcb.rs`, `vmx/`") && !is_named(Path::new("a.rs"), "`aa.rs`"));
+        assert!(needs_a_reason(Path::new("entry.S"), "") && !needs_a_reason(Path::new("x.rs"), "// no unsafe here"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod runs;
 mod scenes;
 mod sessions;
 mod steps;
+mod transcripts;
 
 use std::fs;
 use std::path::{Path, PathBuf};

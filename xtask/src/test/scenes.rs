@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use isthmus_tests::Tier;
 use isthmus_tests::verdict::Verdict;
 
-use super::{Judged, Unit, commands, kernels, log_file, pace, panics, runs};
+use super::{Judged, Unit, commands, kernels, log_file, pace, panics, runs, transcripts};
 
 /// One check.
 #[derive(Clone, Copy)]
@@ -28,7 +28,7 @@ pub(super) const fn scene(name: &'static str, act: fn(&Path) -> Result<()>) -> S
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = Scene> {
     let all = runs::ALL.iter().chain(kernels::ALL).chain(pace::ALL);
-    all.chain(panics::ALL).chain(commands::ALL).copied()
+    all.chain(panics::ALL).chain(commands::ALL).chain(transcripts::ALL).copied()
 }
 
 impl Unit for Scene {
