@@ -5,8 +5,8 @@
 //! this ends, except by SIGKILL. Standard input that is no terminal is sent as it is, and its end does not end the
 //! connection: what the guest answers comes later.
 //!
-//! A console carries bytes and nothing else, so a guest is not told of a terminal's size; `resize` in the guest asks the
-//! terminal itself.
+//! A console carries bytes and nothing else, so a guest is not told of a terminal's size; a program in the guest can ask
+//! the terminal itself, as `resize` does.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

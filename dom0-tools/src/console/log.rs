@@ -112,9 +112,42 @@ pub fn tail(path: &Path, count: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What a log says to a terminal that sees it later: text and colours. Other sequences are left out, above all
+/// questions, whose answers would be typed into the guest.
+#[must_use]
+pub fn for_terminal(bytes: &[u8]) -> Vec<u8> {
+    const ESC: u8 = 0x1b;
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        if *first != ESC {
+            out.push(*first);
+            rest = tail;
+            continue;
+        }
+        // A sequence with parameters ends with its first byte from `@` on; others have one byte behind the escape.
+        let is_long = tail.first() == Some(&b'[');
+        let end = tail.iter().skip(1).position(|byte| (b'@'..=b'~').contains(byte)).map_or(tail.len(), |at| at + 2);
+        let length = if is_long { end } else { tail.len().min(1) };
+        if is_long && tail[..length].ends_with(b"m") {
+            out.push(ESC);
+            out.extend(&tail[..length]);
+        }
+        rest = &tail[length..];
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn questions_to_the_terminal_are_not_asked_again() {
+        let text = b"a\x1b[31mred\x1b[0m \x1b7\x1b[r\x1b[999;999H\x1b[6n\x1b8b\x1b[c\xff\x1b[12";
+        assert_eq!(for_terminal(text), b"a\x1b[31mred\x1b[0m b\xff");
+        assert_eq!(for_terminal(b"\x1b"), b"");
+    }
 
     #[test]
     fn a_log_and_those_before_it_are_bounded() {

@@ -7,19 +7,22 @@
 //! registry, and goes on in the middle of a ring. A restart that was under way is begun again, half a domain whose
 //! maker was killed is destroyed.
 //!
-//! Domains that end are noticed within a second, at once when a command has ended them ([`nudge`]).
+//! xenstored tells of domains that end ([`news`]), commands tell of what they have done ([`nudge`]).
 
 mod client;
+mod ends;
+mod news;
 pub mod protocol;
+mod serial;
 mod served;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use guest_abi::DomId;
@@ -27,24 +30,18 @@ use guest_abi::domctl::{GetDomainInfo, XEN_DOMINF_DYING};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 
-use crate::config::Action;
 use crate::console::log;
-use crate::registry::{End, Reason, Record, RegistryError, State, run_folder};
+use crate::registry::{Reason, Record, RegistryError, State, run_folder};
 use crate::sys::evtchn::Evtchn;
-use crate::toolstack::{Toolstack, now, shutdown_reason};
+use crate::toolstack::{Toolstack, shutdown_reason};
 use client::{Came, Client, Role};
+use news::News;
 use protocol::{Answer, Request, ask, socket};
+use serial::Serials;
 use served::Served;
 
-/// How often domains are looked at while there are guests.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long a command waits for the supervisor to notice what it has done.
 const NUDGE_PATIENCE: Duration = Duration::from_secs(3);
-/// Bytes of a log in which a kernel's last words are looked for.
-const LAST_WORDS: u64 = 16 << 10;
-/// A guest that crashes sooner than this after its start, so often in a row, is not started again.
-const QUICK_CRASH_SECONDS: u64 = 15;
-const QUICK_CRASHES: u32 = 5;
 /// The most history that a client may ask for.
 const MAX_HISTORY: u32 = 1 << 20;
 
@@ -100,8 +97,9 @@ struct Supervisor {
     refused: BTreeMap<String, uuid::Uuid>,
     restarts: BTreeMap<String, Child>,
     quick_crashes: BTreeMap<String, u32>,
+    serials: Serials,
+    news: News,
     has_guests: bool,
-    looked: Instant,
 }
 
 impl Supervisor {
@@ -114,17 +112,19 @@ impl Supervisor {
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).with_context(|| format!("making {}", path.display()))?;
         listener.set_nonblocking(true)?;
+        let evtchn = Evtchn::open()?;
         let mut supervisor = Self {
             tools,
-            evtchn: Evtchn::open()?,
+            serials: Serials::open(&evtchn),
+            evtchn,
             listener,
             clients: Vec::new(),
             served: BTreeMap::new(),
             refused: BTreeMap::new(),
             restarts: BTreeMap::new(),
             quick_crashes: BTreeMap::new(),
+            news: News::new(),
             has_guests: false,
-            looked: Instant::now(),
         };
         supervisor.look();
         Ok(supervisor)
@@ -137,8 +137,10 @@ impl Supervisor {
             self.take_clients();
             self.serve_clients();
             self.serve_consoles();
+            self.serials.serve(&self.tools.privcmd, &self.evtchn);
             self.reap();
-            if self.has_guests && self.looked.elapsed() >= LOOK {
+            // Also without guests the store's words are taken, so that they do not pile up.
+            if self.news.is_time() && self.has_guests {
                 self.look();
             }
             self.clients.retain_mut(|client| client.flush() && !client.is_done());
@@ -147,12 +149,14 @@ impl Supervisor {
 
     /// Waits for a signal, a client, or for time to pass.
     fn wait(&self) -> Result<()> {
-        let look = self.has_guests.then(|| LOOK.saturating_sub(self.looked.elapsed()));
+        let look = self.has_guests.then(|| self.news.wait());
         // The end of a restart is noticed by looking.
         let restart = (!self.restarts.is_empty()).then_some(Duration::from_millis(50));
-        let wait = self.served.values().filter_map(Served::wait).chain(look).chain(restart).min();
+        let served = self.served.values().filter_map(Served::wait);
+        let wait = served.chain(self.serials.wait()).chain(look).chain(restart).min();
         let wait = wait.map(Timespec::try_from).transpose().context("a wait that is too long")?;
         let mut fds = vec![PollFd::new(&self.evtchn, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        fds.extend(self.news.store().map(|store| PollFd::new(store, PollFlags::IN)));
         for client in &self.clients {
             let write = if client.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
             let fd: BorrowedFd<'_> = client.stream.as_fd();
@@ -168,6 +172,7 @@ impl Supervisor {
         while let Some(port) = self.evtchn.wait(Duration::ZERO)? {
             match self.served.values_mut().find(|served| served.port() == port) {
                 Some(served) => served.signal(),
+                None if self.serials.signal(port) => {}
                 None => {
                     // Of a console that was let go in the meantime.
                     let _ = self.evtchn.unmask(port);
@@ -220,7 +225,8 @@ impl Supervisor {
                     Some(why) => client.answer(&Answer::Error(why)),
                     None => {
                         client.answer(&Answer::Done);
-                        client.send(&log::tail(&log::path(&name), history.min(MAX_HISTORY).into()).unwrap_or_default());
+                        let tail = log::tail(&log::path(&name), history.min(MAX_HISTORY).into());
+                        client.send(&log::for_terminal(&tail.unwrap_or_default()));
                         client.role = Role::Watching { name, may_type: input };
                     }
                 }
@@ -282,7 +288,7 @@ impl Supervisor {
 
     /// Compares domains with records, and does what follows from it.
     fn look(&mut self) {
-        self.looked = Instant::now();
+        self.news.looks();
         let domains = match self.tools.privcmd.domains() {
             Ok(domains) => domains,
             Err(error) => return say(error),
@@ -292,15 +298,23 @@ impl Supervisor {
             Err(error) => return say(error),
         };
         self.has_guests = records.iter().any(|record| !matches!(record.state, State::Ended { .. }));
+        self.serials.fetch_all(&self.tools.privcmd);
         self.let_go(&records, &domains);
+        let mut is_alone = false;
         for record in &records {
             let name = &record.config.name;
+            is_alone |= match record.state {
+                State::Building { .. } => true,
+                State::Running { .. } => !record.config.xenstore,
+                State::Ended { .. } => false,
+            };
             let done = match &record.state {
                 State::Ended { .. } => Ok(()),
                 State::Building { .. } => self.resume(record),
                 State::Running { domain, console, ended, .. } => match record.find(&domains) {
                     None => self.settle(record, DomId::new(*domain), Reason::Destroyed.into()),
                     Some(info) => {
+                        self.serials.follow(name, DomId::new(info.domain), record.handle);
                         self.attach(record, info, *console);
                         match shutdown_reason(info) {
                             Some(reason) if ended.is_none() => self.ended(record, info, reason),
@@ -310,12 +324,14 @@ impl Supervisor {
                 },
             };
             if let Err(error) = done {
-                // Whoever holds the lock is at work on it, and says so when it is done.
+                // Whoever holds the lock is at work on it; it is looked at again.
+                is_alone = true;
                 if !matches!(error.downcast_ref(), Some(RegistryError::Busy { .. })) {
                     say(format_args!("{name}: {error:#}"));
                 }
             }
         }
+        self.news.set_alone(is_alone);
     }
 
     /// Lets go of consoles whose domain is gone or going.
@@ -327,9 +343,13 @@ impl Supervisor {
         };
         let gone: Vec<String> =
             self.served.iter().filter(|(name, served)| !lives(name, served)).map(|(name, _)| name.clone()).collect();
+        self.serials.retain(|name, handle| {
+            let record = records.iter().find(|record| record.config.name == name);
+            record.is_some_and(|record| record.handle == handle && record.find(domains).is_some())
+        });
         for name in gone {
             let Some(mut served) = self.served.remove(&name) else { continue };
-            let bytes = served.last_words(&self.tools.privcmd, &name);
+            let bytes = served.last_words();
             self.clients.iter_mut().filter(|client| client.watches(&name)).for_each(|client| client.send(&bytes));
             served.detach(&self.evtchn);
             match records.iter().find(|record| record.config.name == name).map(|record| &record.state) {
@@ -346,8 +366,7 @@ impl Supervisor {
 
     fn attach(&mut self, record: &Record, info: &GetDomainInfo, console: crate::builder::Ring) {
         let name = &record.config.name;
-        if let Some(served) = self.served.get_mut(name) {
-            served.fetch_serial(&self.tools.privcmd, name);
+        if self.served.contains_key(name) {
             return;
         }
         if self.refused.get(name) == Some(&record.handle) || info.flags & XEN_DOMINF_DYING != 0 {
@@ -364,192 +383,8 @@ impl Supervisor {
             }
         }
     }
-
-    /// Goes on with what a killed command has begun, if it was killed.
-    fn resume(&mut self, record: &Record) -> Result<()> {
-        let name = &record.config.name;
-        if self.restarts.contains_key(name) {
-            return Ok(());
-        }
-        let lock = self.tools.registry.try_lock(name)?;
-        // Between the look and the lock its maker may have come to an end.
-        match self.tools.record(name)? {
-            Some(record) if matches!(record.state, State::Building { .. }) => {
-                if let Some(domain) = self.tools.clear_unfinished(&record)? {
-                    say(format_args!("{name}: {domain} was half made by a command that was killed: destroyed"));
-                }
-                if record.boots == 0 {
-                    return Ok(self.tools.registry.remove(name)?);
-                }
-                drop(lock);
-                self.restart(name)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A domain is gone without a word from whoever ended it.
-    fn settle(&mut self, record: &Record, domain: DomId, end: End) -> Result<()> {
-        let name = &record.config.name;
-        let _lock = self.tools.registry.try_lock(name)?;
-        if self.tools.record(name)?.as_ref() == Some(record) {
-            say(format_args!("{name}: {domain} is gone"));
-            self.tools.end(name, domain, &end)?;
-        }
-        Ok(())
-    }
-
-    /// A domain has stopped by itself: does what its description says.
-    fn ended(&mut self, record: &Record, info: &GetDomainInfo, reason: Reason) -> Result<()> {
-        let name = &record.config.name;
-        let lock = self.tools.registry.try_lock(name)?;
-        if self.tools.record(name)?.as_ref() != Some(record) {
-            return Ok(());
-        }
-        let domain = DomId::new(info.domain);
-        if let Some(served) = self.served.get_mut(name) {
-            let bytes = served.last_words(&self.tools.privcmd, name);
-            self.clients.iter_mut().filter(|client| client.watches(name)).for_each(|client| client.send(&bytes));
-        }
-        let detail = matches!(reason, Reason::Crash).then(|| panic_line(name)).flatten();
-        let end = End { reason, detail };
-        let action = self.action(record, reason);
-        say(format_args!("{name} ({domain}) has ended: {end}; {action:?}"));
-        match action {
-            Action::Destroy => {
-                // Nothing of ours may keep the domain when its end is told.
-                if let Some(served) = self.served.remove(name) {
-                    served.detach(&self.evtchn);
-                }
-                self.tools.end(name, domain, &end)?;
-                self.dismiss(name, &format!("has ended: {end}"));
-                Ok(())
-            }
-            Action::Restart => {
-                drop(lock);
-                self.restart(name)
-            }
-            Action::Preserve => {
-                let mut record = record.clone();
-                if let State::Running { ended, .. } = &mut record.state {
-                    *ended = Some(end);
-                }
-                Ok(self.tools.registry.save(&record)?)
-            }
-        }
-    }
-
-    fn action(&mut self, record: &Record, reason: Reason) -> Action {
-        let name = &record.config.name;
-        let wanted = match reason {
-            Reason::Reboot => record.config.on_reboot,
-            Reason::Crash | Reason::Watchdog => record.config.on_crash,
-            Reason::Suspend => Action::Preserve,
-            Reason::Poweroff | Reason::Destroyed | Reason::Failed => record.config.on_poweroff,
-        };
-        let is_quick = now().saturating_sub(record.started) < QUICK_CRASH_SECONDS;
-        if !matches!(reason, Reason::Crash | Reason::Watchdog) || !is_quick {
-            self.quick_crashes.remove(name);
-            return wanted;
-        }
-        let crashes = self.quick_crashes.entry(name.clone()).or_default();
-        *crashes += 1;
-        if wanted == Action::Restart && *crashes >= QUICK_CRASHES {
-            say(format_args!("{name} has crashed {crashes} times right after its start: it is not started again"));
-            self.quick_crashes.remove(name);
-            return Action::Destroy;
-        }
-        wanted
-    }
-
-    fn restart(&mut self, name: &str) -> Result<()> {
-        if self.restarts.contains_key(name) {
-            return Ok(());
-        }
-        // The page must not outlive the domain by more than this.
-        if let Some(served) = self.served.remove(name) {
-            served.detach(&self.evtchn);
-        }
-        for client in self.clients.iter_mut().filter(|client| client.watches(name)) {
-            client.send(format!("\r\n[isthmus: {name} starts again]\r\n").as_bytes());
-        }
-        let program = std::env::current_exe().context("finding isthmus itself")?;
-        let child =
-            Command::new(program).args(["restart-guest", name]).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        self.restarts.insert(name.to_owned(), child.context("starting isthmus restart-guest")?);
-        Ok(())
-    }
-
-    fn reap(&mut self) {
-        let mut is_done = false;
-        self.restarts.retain(|name, child| match child.try_wait() {
-            Ok(None) => true,
-            Ok(Some(status)) => {
-                if !status.success() {
-                    say(format_args!("{name} could not be started again"));
-                }
-                is_done = true;
-                false
-            }
-            Err(error) => {
-                say(format_args!("{name}: {error}"));
-                is_done = true;
-                false
-            }
-        });
-        if is_done {
-            self.look();
-            self.dismiss_the_failed();
-        }
-    }
-
-    /// Whoever watches a guest that could not be started again watches nothing.
-    fn dismiss_the_failed(&mut self) {
-        let watched: Vec<String> = self
-            .clients
-            .iter()
-            .filter_map(|client| match &client.role {
-                Role::Watching { name, .. } => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
-        for name in watched {
-            if let Ok(Some(Record { state: State::Ended { end, .. }, .. })) = self.tools.record(&name) {
-                self.dismiss(&name, &format!("has ended: {end}"));
-            }
-        }
-    }
 }
 
 fn say_error(error: RegistryError) {
     say(error);
-}
-
-/// The reason of a kernel's panic, by what it wrote last.
-fn panic_line(name: &str) -> Option<String> {
-    let tail = log::tail(&log::path(name), LAST_WORDS).ok()?;
-    panic_words(&String::from_utf8_lossy(&tail))
-}
-
-fn panic_words(text: &str) -> Option<String> {
-    const WORDS: &str = "Kernel panic - not syncing: ";
-    /// The kernel repeats the reason at the end, in brackets.
-    const END: &str = "end Kernel panic";
-    const LONGEST: usize = 200;
-    let lines = text.lines().filter(|line| !line.contains(END));
-    let found = lines.filter_map(|line| line.split_once(WORDS)).next_back()?;
-    Some(found.1.trim().chars().filter(|c| !c.is_control()).take(LONGEST).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::panic_words;
-
-    #[test]
-    fn a_panics_reason_is_found_in_what_the_kernel_wrote() {
-        let text = "[  1.0] Kernel panic - not syncing: VFS: Unable to mount root\r\n[  1.1] CPU: 0\r\n\
-                    [  1.2] ---[ end Kernel panic - not syncing: VFS: Unable to mount root ]---\r\n";
-        assert_eq!(panic_words(text).as_deref(), Some("VFS: Unable to mount root"));
-        assert_eq!(panic_words("all is well\n"), None);
-    }
 }

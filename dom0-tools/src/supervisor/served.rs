@@ -25,15 +25,10 @@ const BURST: u64 = 64 << 10;
 const TYPED_LIMIT: usize = 64 << 10;
 /// How long a guest that has used up its share waits at least.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of a serial line that are fetched at once.
-const SERIAL_CHUNK: usize = 2048;
-/// And how often in a row.
-const SERIAL_CHUNKS: usize = 8;
 
 /// A console that is served.
 #[derive(Debug)]
 pub(super) struct Served {
-    pub(super) domain: DomId,
     pub(super) handle: Uuid,
     port: EvtchnPort,
     ring: ConsoleRing,
@@ -43,14 +38,6 @@ pub(super) struct Served {
     filled: Instant,
     /// The port was signalled and is masked until the ring is empty.
     is_signalled: bool,
-    serial: Serial,
-}
-
-/// What the hypervisor keeps of the guest's serial line, on its way to a file.
-#[derive(Debug, Default)]
-struct Serial {
-    position: u64,
-    log: Option<Log>,
 }
 
 impl Served {
@@ -67,7 +54,6 @@ impl Served {
         let log = Log::open(&log::path(name), LOG_LIMIT, LOGS_KEPT)?;
         let port = evtchn.bind_interdomain(domain, EvtchnPort::new(console.port))?;
         Ok(Self {
-            domain,
             handle,
             port,
             ring: ConsoleRing::new(page),
@@ -77,7 +63,6 @@ impl Served {
             filled: Instant::now(),
             // What was written before is there without a signal.
             is_signalled: true,
-            serial: Serial::default(),
         })
     }
 
@@ -129,11 +114,10 @@ impl Served {
     }
 
     /// What is left in the ring of a guest that has stopped.
-    pub(super) fn last_words(&mut self, privcmd: &Privcmd, name: &str) -> Vec<u8> {
+    pub(super) fn last_words(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A guest that lies to the end has said all that is heard of it.
         let _ = self.take(&mut bytes);
-        self.fetch_serial(privcmd, name);
         bytes
     }
 
@@ -150,24 +134,6 @@ impl Served {
             let more = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).saturating_mul(RATE) / 1000;
             self.share = self.share.saturating_add(more).min(BURST);
             self.filled = Instant::now();
-        }
-    }
-
-    /// Writes what the guest's serial line has said since to its file.
-    pub(super) fn fetch_serial(&mut self, privcmd: &Privcmd, name: &str) {
-        let open = || Log::open(&log::serial_path(name), LOG_LIMIT, LOGS_KEPT).ok();
-        // What the hypervisor keeps is a few times this at most; a guest that goes on writing waits for the next look.
-        for _ in 0..SERIAL_CHUNKS {
-            let read = privcmd.read_log_console(self.domain, self.serial.position, SERIAL_CHUNK);
-            let Ok((bytes, position)) = read else { return };
-            self.serial.position = position;
-            if bytes.is_empty() {
-                return;
-            }
-            self.serial.log = self.serial.log.take().or_else(open);
-            if let Some(log) = &mut self.serial.log {
-                let _ = log.write(&bytes);
-            }
         }
     }
 
