@@ -37,6 +37,12 @@ pub struct GuestConfig {
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
+    /// Its share of the CPUs against that of others.
+    #[serde(default = "ordinary")]
+    pub weight: u16,
+    /// Hundredths of one CPU that it may use at most; 0 for no limit.
+    #[serde(default)]
+    pub cap: u16,
     /// What identifies the machine to itself; a new one is made if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
@@ -74,6 +80,13 @@ pub enum Action {
 
 fn one() -> u32 {
     1
+}
+
+/// The weight of a domain about which nothing is said.
+pub const ORDINARY_WEIGHT: u16 = 256;
+
+fn ordinary() -> u16 {
+    ORDINARY_WEIGHT
 }
 
 fn yes() -> bool {
@@ -156,6 +169,12 @@ impl GuestConfig {
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return refuse("vcpus", &self.vcpus, "a domain has from 1 to 32 vCPUs");
+        }
+        if self.weight == 0 {
+            return refuse("weight", &self.weight, "give from 1 to 65535; 256 is what other domains have");
+        }
+        if u32::from(self.cap) > self.vcpus * 100 {
+            return refuse("cap", &self.cap, "give hundredths of one CPU, at most 100 for each vCPU; 0 is no limit");
         }
         if self.memory == 0 || self.memory > pvh_loader::plan::MAX_GUEST_MEM >> 20 {
             return refuse("memory", &self.memory, "give MiB, from 1 to 262144");
@@ -256,6 +275,8 @@ mod tests {
             ("256", "0", "MiB"),
             ("256", "262145", "MiB"),
             ("memory", "vcpus = 33\nmemory", "32"),
+            ("memory", "weight = 0\nmemory", "65535"),
+            ("memory", "cap = 101\nmemory", "hundredths"),
             ("memory", "cmdline = \"a\\nb\"\nmemory", "one line"),
         ] {
             let error = parse(&SMALL.replacen(from, to, 1)).unwrap_err();

@@ -73,6 +73,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show a domain's share of the CPUs, or change it until it ends
+    Share {
+        /// The domain, by name or number
+        guest: String,
+        /// Its share against that of others, which have 256
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        weight: Option<u16>,
+        /// Hundredths of one CPU that it may use at most; 0 for no limit
+        #[arg(long, value_parser = clap::value_parser!(u16).range(..=3200))]
+        cap: Option<u16>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve consoles, and do what is to be done when guests end (started by dom0's init)
     Supervisor,
     /// Make a guest that has ended anew (called by the supervisor)
@@ -225,6 +239,35 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// Mapping, touching and unmapping 256 frames of a guest
+    ForeignMap {
+        /// The guest, by name or number
+        guest: String,
+        /// How often
+        #[arg(long, default_value_t = 20)]
+        repetitions: usize,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Asking the system for the time; on any machine
+    Clock {
+        /// How often to ask a hundred times
+        #[arg(long, default_value_t = 1_000)]
+        repetitions: usize,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// A command, from its start to its end
+    Command {
+        /// For programs; behind what the command prints
+        #[arg(long)]
+        json: bool,
+        /// The command
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -290,6 +333,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Shutdown(AskGuest { guest, wait, json }) => guests::ask_guest(Ask::Poweroff, &guest, wait, json),
         Command::Reboot(AskGuest { guest, wait, json }) => guests::ask_guest(Ask::Reboot, &guest, wait, json),
         Command::Wait { guest, timeout, json } => guests::wait(&guest, timeout, json),
+        Command::Share { guest, weight, cap, json } => guests::share(&guest, weight, cap, json),
         Command::RestartGuest { guest } => guests::restart(&guest),
         Command::Info { domain: Some(domain), json } => guests::info(&domain, json),
         Command::Supervisor => done(supervisor::run()),
@@ -305,6 +349,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(Bench::NullHypercall { repetitions, json }) => {
             done(cli::bench::null_hypercall(repetitions, json))
         }
+        Command::Bench(Bench::ForeignMap { guest, repetitions, json }) => {
+            done(cli::bench::foreign_map(&guest, repetitions, json))
+        }
+        Command::Bench(Bench::Clock { repetitions, json }) => done(cli::bench::clock(repetitions, json)),
+        Command::Bench(Bench::Command { json, words }) => done(cli::bench::command(&words, json)),
         Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
         Command::Selftest(Selftest::Foreign { guest }) => done(cli::selftest::foreign(&guest)),

@@ -278,6 +278,8 @@ impl Toolstack {
             return Ok(self.privcmd.destroy_domain(guest.id)?);
         };
         let name = &record.config.name;
+        // What it has written to its serial line goes with it unless the supervisor has it by then.
+        self.nudge();
         let _lock = self.registry.lock(name)?;
         self.end(name, guest.id, end)
     }
@@ -328,24 +330,25 @@ impl Toolstack {
         Ok(Some(domain))
     }
 
-    /// Asks a guest through xenstore to shut down (`poweroff`, `reboot`, `halt`).
+    /// Asks a guest through xenstore to shut down (`poweroff`, `reboot`, `halt`). Returns whether it has said that it
+    /// listens; else nothing was asked.
     ///
     /// # Errors
-    /// It has no xenstore connection, or did not say that it listens.
-    pub fn request_shutdown(&self, guest: &Guest, how: &str) -> Result<()> {
-        let remedy = "isthmus destroy ends it";
+    /// It has no xenstore connection, or is dom0.
+    pub fn request_shutdown(&self, guest: &Guest, how: &str) -> Result<bool> {
         if guest.id == DomId::DOM0 {
             bail!("this is the control domain: use its own {how} command");
         }
         if guest.record.as_ref().is_some_and(|record| !record.config.xenstore) {
-            bail!("it was made without xenstore, so it cannot be asked; {remedy}");
+            bail!("it was made without xenstore, so it cannot be asked; isthmus destroy ends it");
         }
         let mut store = self.store()?;
         let home = nodes::home(guest.id);
-        if store.read(&format!("{home}/control/feature-{how}"))?.as_deref() != Some("1") {
-            bail!("it has not said that it listens to {how} requests (is it still starting?); {remedy}");
+        let listens = store.read(&format!("{home}/control/feature-{how}"))?.as_deref() == Some("1");
+        if listens {
+            store.write(&format!("{home}/control/shutdown"), how)?;
         }
-        store.write(&format!("{home}/control/shutdown"), how)
+        Ok(listens)
     }
 }
 

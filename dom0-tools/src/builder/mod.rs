@@ -26,7 +26,7 @@ use pvh_loader::plan::{self, GUEST_CONSOLE, GUEST_STORE, GUEST_TABLES, LoadError
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, ORDINARY_WEIGHT};
 use crate::sys;
 use crate::sys::privcmd::Privcmd;
 use image::Contents;
@@ -231,6 +231,9 @@ impl Prepared<'_> {
     /// The machine has too little memory, or the hypervisor refused a step.
     pub fn build(&self, privcmd: &Privcmd, domain: DomId, progress: &mut dyn Progress) -> Result<Built, BuildError> {
         privcmd.set_max_vcpus(domain, self.config.vcpus)?;
+        if (self.config.weight, self.config.cap) != (ORDINARY_WEIGHT, 0) {
+            privcmd.set_share(domain, Some(self.config.weight), Some(self.config.cap))?;
+        }
         self.give_memory(privcmd, domain, progress)?;
         self.load(privcmd, domain, progress)?;
         let console = ring(privcmd, domain, GUEST_CONSOLE, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN)?;

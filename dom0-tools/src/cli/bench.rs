@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `isthmus bench`: what single operations cost, in ticks of the TSC.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, ensure};
+use guest_abi::Gfn;
 use serde::Serialize;
 
 use crate::sys::clock::tsc;
-use crate::sys::privcmd::Privcmd;
+use crate::sys::privcmd::{Interface, Privcmd};
+use crate::toolstack::Toolstack;
+
+/// Frames that are mapped at once, and where a guest has RAM.
+const FRAMES: u64 = 256;
+const FIRST_FRAME: u64 = 0x1000;
+/// Calls between two readings of the time-stamp counter, where one call is too short.
+const CALLS: u64 = 100;
 
 /// Ticks of one operation over many repetitions.
 #[derive(Debug, Serialize)]
@@ -26,6 +37,16 @@ impl Ticks {
         let at = |index: usize| samples.get(index).copied().unwrap_or(0);
         Self { operation, repetitions, minimum: at(0), median: at(repetitions / 2), mean }
     }
+
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+        } else {
+            let Self { operation, repetitions, minimum, median, mean } = self;
+            println!("{operation}: {median} ticks (minimum {minimum}, mean {mean}, {repetitions} times)");
+        }
+        Ok(())
+    }
 }
 
 /// Measures a hypercall that does nothing but answer, made through privcmd: the system call is in it.
@@ -41,16 +62,57 @@ pub fn null_hypercall(repetitions: usize, json: bool) -> Result<()> {
         privcmd.version()?;
         samples.push(tsc() - start);
     }
-    let ticks = Ticks::of("null-hypercall", samples);
-    if json {
-        println!("{}", serde_json::to_string(&ticks)?);
-    } else {
-        println!(
-            "{}: {} ticks per call (minimum {}, mean {}, {} calls)",
-            ticks.operation, ticks.median, ticks.minimum, ticks.mean, ticks.repetitions
-        );
+    Ticks::of("null-hypercall", samples).print(json)
+}
+
+/// Measures mapping, touching and unmapping 256 frames of a guest.
+///
+/// # Errors
+/// There is no such guest, or it has less than 20 MiB.
+pub fn foreign_map(guest: &str, repetitions: usize, json: bool) -> Result<()> {
+    let tools = Toolstack::open()?;
+    let domain = tools.find(guest)?.id;
+    let frames: Vec<Gfn> = (FIRST_FRAME..FIRST_FRAME + FRAMES).map(Gfn::new).collect();
+    let mut samples = Vec::with_capacity(repetitions);
+    for _ in 0..repetitions {
+        let start = tsc();
+        let pages = tools.privcmd.map_pages(domain, &frames, false, Interface::BatchV2)?;
+        for index in 0..frames.len() {
+            let window = pages.page(index).map_err(|error| anyhow::anyhow!("{error}"))?;
+            window.read(0, &mut [0; 8]);
+        }
+        drop(pages);
+        samples.push(tsc() - start);
     }
-    Ok(())
+    Ticks::of("foreign-map-256", samples).print(json)
+}
+
+/// Measures what it costs to ask for the time. This works on any machine.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn clock(repetitions: usize, json: bool) -> Result<()> {
+    let sample = |_| {
+        let start = tsc();
+        for _ in 0..CALLS {
+            std::hint::black_box(SystemTime::now());
+        }
+        (tsc() - start) / CALLS
+    };
+    Ticks::of("clock", (0..repetitions).map(sample).collect()).print(json)
+}
+
+/// Measures a command from its start to its end, with whatever else the machine does meanwhile.
+///
+/// # Errors
+/// It cannot be started, or fails.
+pub fn command(words: &[String], json: bool) -> Result<()> {
+    let [program, arguments @ ..] = words else { return Ok(()) };
+    let start = tsc();
+    let status = Command::new(program).args(arguments).status().with_context(|| format!("starting {program}"))?;
+    let ticks = tsc() - start;
+    ensure!(status.success(), "{program} ended with {status}");
+    Ticks::of("command", vec![ticks]).print(json)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use guest_abi::domctl::{GetDomainInfo, XEN_DOMINF_DYING};
 use serde::Serialize;
 
 use crate::builder::{Progress, Silent};
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, check_name};
 use crate::console::attach::{Left, Options, attach};
 use crate::console::log;
 use crate::registry::{End, Reason, State};
@@ -23,6 +23,8 @@ use crate::toolstack::{Guest, Start, Toolstack};
 
 /// How often a command that waits for a guest looks at it.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often a guest is asked that does not end.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Exit status of a command that has waited for too long.
 const STATUS_TIMED_OUT: u8 = 3;
 /// Frames in a MiB.
@@ -155,10 +157,16 @@ fn table(lines: &[Line]) -> String {
 /// # Errors
 /// There is no such domain.
 pub fn info(name: &str, json: bool) -> Result<ExitCode> {
-    let guest = Toolstack::open()?.find(name)?;
+    let tools = Toolstack::open()?;
+    let guest = tools.find(name).with_context(|| format!("looking for {name}"))?;
     let line = Line::of(&guest);
+    let (weight, cap) = tools.privcmd.share(guest.id)?;
     if json {
         let mut value = serde_json::to_value(&line)?;
+        value["weight"] = weight.into();
+        value["cap"] = cap.into();
+        value["ports"] = tools.privcmd.ports_in_use(guest.id)?.into();
+        value["grant_frames"] = tools.privcmd.grant_frames(guest.id)?.into();
         if let Some(record) = &guest.record {
             value["config"] = serde_json::to_value(&record.config)?;
             value["started"] = record.started.into();
@@ -173,10 +181,32 @@ pub fn info(name: &str, json: bool) -> Result<ExitCode> {
     println!("memory:         {} of at most {} MiB", line.memory_mib, line.max_memory_mib);
     println!("vCPUs:          {} online of {}", line.online_vcpus, line.vcpus);
     println!("CPU time:       {:.1} s", line.cpu_seconds);
+    let cap = if cap == 0 { "no limit".to_owned() } else { format!("at most {cap} % of a CPU") };
+    println!("share:          weight {weight}, {cap}");
     if let Some(record) = &guest.record {
         println!("uuid:           {}\nboots:          {}", record.uuid, record.boots);
         println!("kernel:         {}\ncmdline:        {}", record.config.kernel.display(), record.config.cmdline);
         println!("console log:    {}", log::path(&line.name).display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `isthmus share`: shows a domain's share of the CPUs, or changes it until it ends.
+///
+/// # Errors
+/// There is no such domain.
+pub fn share(name: &str, weight: Option<u16>, cap: Option<u16>, json: bool) -> Result<ExitCode> {
+    let tools = Toolstack::open()?;
+    let verb = || format!("the share of {name}");
+    let guest = tools.find(name).with_context(verb)?;
+    if weight.or(cap).is_some() {
+        tools.privcmd.set_share(guest.id, weight, cap).with_context(verb)?;
+    }
+    let (weight, cap) = tools.privcmd.share(guest.id).with_context(verb)?;
+    if json {
+        println!("{}", serde_json::json!({ "name": guest.name, "id": guest.id.raw(), "weight": weight, "cap": cap }));
+    } else {
+        println!("weight {weight}, cap {cap}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -241,10 +271,14 @@ pub fn ask_guest(ask: Ask, name: &str, wait: Option<Option<u64>>, json: bool) ->
     };
     let tools = Toolstack::open()?;
     let guest = tools.find(name).with_context(|| format!("{verb} {name}"))?;
-    tools.request_shutdown(&guest, how).with_context(|| format!("{verb} {name}"))?;
+    let listens = tools.request_shutdown(&guest, how).with_context(|| format!("{verb} {name}"))?;
     match wait {
+        None if !listens => bail!(
+            "{verb} {name}: it has not said that it listens to {how} requests (is it still starting?); --wait asks \
+             until it does, isthmus destroy ends it"
+        ),
         None => print_done(json, &guest.name, guest.id, None, || None).map(|()| ExitCode::SUCCESS),
-        Some(seconds) => wait_for(&tools, &guest, seconds, json),
+        Some(seconds) => wait_for(&tools, &guest, seconds, json, Some(how)),
     }
 }
 
@@ -255,7 +289,7 @@ pub fn ask_guest(ask: Ask, name: &str, wait: Option<Option<u64>>, json: bool) ->
 pub fn wait(name: &str, timeout: Option<u64>, json: bool) -> Result<ExitCode> {
     let tools = Toolstack::open()?;
     match tools.find(name) {
-        Ok(guest) => wait_for(&tools, &guest, timeout, json),
+        Ok(guest) => wait_for(&tools, &guest, timeout, json, None),
         // It may be over already.
         Err(error) => match tools.record(name)?.map(|record| record.state) {
             Some(State::Ended { domain, end }) => told(name, DomId::new(domain), &end, json),
@@ -264,11 +298,24 @@ pub fn wait(name: &str, timeout: Option<u64>, json: bool) -> Result<ExitCode> {
     }
 }
 
-/// Waits until this run of a guest is over.
-fn wait_for(tools: &Toolstack, guest: &Guest, timeout: Option<u64>, json: bool) -> Result<ExitCode> {
+/// Waits until this run of a guest is over. A request is made again now and then: a guest may not listen yet, and a
+/// kernel that cannot start its `/sbin/poweroff` yet says that it has heard, and drops it.
+fn wait_for(
+    tools: &Toolstack,
+    guest: &Guest,
+    timeout: Option<u64>,
+    json: bool,
+    request: Option<&str>,
+) -> Result<ExitCode> {
     let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let name = &guest.name;
+    let mut asked = Instant::now();
     loop {
+        if let Some(how) = request.filter(|_| asked.elapsed() >= ASK_AGAIN) {
+            asked = Instant::now();
+            // A guest that is on its way out cannot be asked, and need not be.
+            let _ = tools.request_shutdown(guest, how);
+        }
         let info = tools.privcmd.domain(guest.id)?.filter(|info| info.handle == guest.info.handle);
         let lives = info.is_some_and(|info| info.flags & XEN_DOMINF_DYING == 0);
         let record = tools.record(name)?.filter(|_| guest.record.is_some());
@@ -343,7 +390,15 @@ pub fn print_log(name: &str, which: Which) -> Result<ExitCode> {
         Which::Serial => log::serial_path(name),
     };
     let older = std::fs::read(format!("{}.1", path.display())).unwrap_or_default();
-    let newest = std::fs::read(&path).with_context(|| format!("the log of {name}: {}", path.display()))?;
+    let newest = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            bail!(
+                "the log of {name}: {} does not exist: no guest of this name has written anything there",
+                path.display()
+            )
+        }
+        other => other.with_context(|| format!("the log of {name}: {}", path.display()))?,
+    };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&older).and_then(|()| stdout.write_all(&newest)).context("writing to standard output")?;
     Ok(ExitCode::SUCCESS)
@@ -351,10 +406,11 @@ pub fn print_log(name: &str, which: Which) -> Result<ExitCode> {
 
 /// A guest's name, by its name or its number.
 fn name_of(name: &str) -> Result<String> {
-    if name.parse::<u16>().is_err() {
-        return Ok(name.to_owned());
+    if name.parse::<u16>().is_ok() {
+        return Ok(Toolstack::open()?.find(name)?.name);
     }
-    Ok(Toolstack::open()?.find(name)?.name)
+    // It becomes part of a file's name.
+    check_name(name).map_err(|reason| anyhow::anyhow!("{name}: {reason}")).map(|()| name.to_owned())
 }
 
 /// Progress as one line that is written over.

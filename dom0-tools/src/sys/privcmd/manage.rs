@@ -10,8 +10,8 @@ use guest_abi::domctl::{
     CpuUserRegs, CreateDomain, DOMCTL_ARG, DOMCTL_SIZE, DomctlHeader, GetDomainInfo, MaxMem, MaxVcpus, SchedulerOp,
     VCPU_CONTEXT_CTRLREG, VCPU_CONTEXT_FLAGS, VCPU_CONTEXT_SIZE, VCPU_CONTEXT_USER_REGS, VGCF_ONLINE, VcpuContext,
     XEN_DOMCTL_CREATEDOMAIN, XEN_DOMCTL_DESTROYDOMAIN, XEN_DOMCTL_INTERFACE_VERSION, XEN_DOMCTL_MAX_MEM,
-    XEN_DOMCTL_MAX_VCPUS, XEN_DOMCTL_PAUSEDOMAIN, XEN_DOMCTL_SCHEDULER_OP, XEN_DOMCTL_SETVCPUCONTEXT,
-    XEN_DOMCTL_UNPAUSEDOMAIN,
+    XEN_DOMCTL_MAX_VCPUS, XEN_DOMCTL_PAUSEDOMAIN, XEN_DOMCTL_SCHEDOP_GETINFO, XEN_DOMCTL_SCHEDOP_PUTINFO,
+    XEN_DOMCTL_SCHEDULER_OP, XEN_DOMCTL_SETVCPUCONTEXT, XEN_DOMCTL_UNPAUSEDOMAIN, XEN_SCHEDULER_CREDIT,
 };
 use guest_abi::event_channel::{AllocUnbound, EVTCHNOP_ALLOC_UNBOUND};
 use guest_abi::grant_table::{GTF_PERMIT_ACCESS, GrantEntryV1};
@@ -127,13 +127,27 @@ impl Privcmd {
         self.domctl(XEN_DOMCTL_MAX_VCPUS, domain, &MaxVcpus { max: count }, "giving vCPUs to").map(drop)
     }
 
-    /// Reads or sets a domain's share of the CPUs.
+    /// A domain's share of the CPUs: weight and cap.
     ///
     /// # Errors
-    /// ESRCH, or EINVAL for a value.
-    pub fn scheduler(&self, domain: DomId, operation: &SchedulerOp) -> Result<SchedulerOp, Error> {
+    /// ESRCH.
+    pub fn share(&self, domain: DomId) -> Result<(u16, u16), Error> {
+        self.scheduler(domain, XEN_DOMCTL_SCHEDOP_GETINFO, 0, u16::MAX)
+    }
+
+    /// Sets a domain's weight and cap where given.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn set_share(&self, domain: DomId, weight: Option<u16>, cap: Option<u16>) -> Result<(), Error> {
+        let (weight, cap) = (weight.unwrap_or(0), cap.unwrap_or(u16::MAX));
+        self.scheduler(domain, XEN_DOMCTL_SCHEDOP_PUTINFO, weight, cap).map(drop)
+    }
+
+    fn scheduler(&self, domain: DomId, cmd: u32, weight: u16, cap: u16) -> Result<(u16, u16), Error> {
+        let argument = SchedulerOp { sched_id: XEN_SCHEDULER_CREDIT, cmd, weight, cap, ..SchedulerOp::default() };
         let what = "the share of the CPUs of";
-        self.domctl(XEN_DOMCTL_SCHEDULER_OP, domain, operation, what).map(|(_, answer)| answer)
+        self.domctl(XEN_DOMCTL_SCHEDULER_OP, domain, &argument, what).map(|(_, answer)| (answer.weight, answer.cap))
     }
 
     /// Lets a vCPU begin at a PVH entry: 32-bit protected mode without paging, EBX holding `start_info`.

@@ -6,9 +6,11 @@
 //! `/dev/xen/hypercall`. Arguments are copied there and back; the safe calls below do so with the
 //! structures of `guest-abi`.
 //!
-//! [`host`] asks about the machine, [`manage`] makes and ends domains, [`foreign`] maps their memory.
+//! [`host`] asks about the machine, [`manage`] makes and ends domains, [`foreign`] maps their memory, [`holdings`]
+//! counts what they have.
 
 mod foreign;
+mod holdings;
 mod host;
 mod manage;
 
