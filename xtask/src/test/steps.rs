@@ -49,6 +49,7 @@ pub(super) fn all() -> Vec<Step> {
         step("unit/hypervisor", "test", &["--package", "hypervisor"]),
         step("unit/dom0-tools", "test", &["--package", "dom0-tools"]),
         step("unit/tests", "test", &["--package", "isthmus-tests"]),
+        step("unit/fuzz", "test", &["--package", "isthmus-fuzz"]),
         step("unit/xtask", "test", &["--package", "xtask"]),
     ]
 }
