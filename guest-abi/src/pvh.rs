@@ -142,3 +142,11 @@ pub const ELFNOTE_SUPPORTED_FEATURES: u32 = 17;
 pub const ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// Three `u32`: alignment, lowest and highest address the image may be moved to. Newer than the 4.17 headers.
 pub const ELFNOTE_PHYS32_RELOC: u32 = 19;
+
+/// The port by which a domain without devices switches itself off: the sleep control register that its ACPI tables name
+/// (ACPI 6.5, §4.8.3.7), a byte wide. Ours: Xen's PVH guests have none.
+pub const SLEEP_CONTROL: u16 = 0xb100;
+/// The sleep status register, which ACPI wants beside it; nothing is there.
+pub const SLEEP_STATUS: u16 = 0xb101;
+/// What is written to [`SLEEP_CONTROL`] for S5: type 5, and the bit that makes it so.
+pub const SLEEP_S5: u8 = 5 << 2 | 1 << 5;

@@ -2,8 +2,9 @@
 //! ACPI tables for domains.
 //!
 //! A guest has no devices to be found, so it gets the least that Linux takes: *hardware-reduced*
-//! ACPI (no PM timer, no event registers, no legacy interrupt controller), an empty DSDT and a
-//! MADT with its vCPUs. Without a MADT Linux would install no timer at all and hang.
+//! ACPI (no PM timer, no event registers, no legacy interrupt controller), a DSDT with nothing but the sleep state S5, and a
+//! MADT with its vCPUs. Without a MADT Linux would install no timer at all and hang. Without S5 it has no way to switch
+//! the machine off: a kernel that is asked to before it has a root file system says that it does, and goes on for ever.
 //!
 //! An entry's processor UID is the vCPU's id: that is how Linux finds the vCPU's number. All entries are
 //! local APICs, or all are x2APICs when some id does not fit: Linux 6.12 ignores part of a mixed list.
@@ -17,6 +18,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use guest_abi::num::{low_u8, low_u32, to_usize};
+use guest_abi::pvh::{SLEEP_CONTROL, SLEEP_S5, SLEEP_STATUS};
 
 use crate::span::Span;
 
@@ -75,7 +77,7 @@ impl fmt::Display for NoRoom {
 /// [`NoRoom`].
 pub fn for_guest(room: Span, apic_ids: &[u32]) -> Result<Tables, NoRoom> {
     let mut maker = Maker::new(room.start(), *b"ISTHMU");
-    let dsdt = maker.table(b"DSDT", 2, &[]);
+    let dsdt = maker.table(b"DSDT", 2, &S5);
     let fadt = maker.fadt(dsdt);
     let madt = maker.madt(apic_ids, &[], &[]);
     maker.finish(room, &[fadt, madt])
@@ -88,6 +90,11 @@ pub struct Maker {
     oem: [u8; 6],
     bytes: Vec<u8>,
 }
+
+/// The type that [`SLEEP_S5`] has in bits 4:2.
+const S5_TYPE: u8 = SLEEP_S5 >> 2 & 7;
+/// `Name (\_S5, Package () { 5, 0 })`.
+const S5: [u8; 13] = [8, b'\\', b'_', b'S', b'5', b'_', 0x12, 6, 2, 0x0a, S5_TYPE, 0x0a, 0];
 
 /// Bytes in a table's header.
 const HEADER: usize = 36;
@@ -167,6 +174,11 @@ impl Maker {
         put(109, &BOOT_ARCH.to_le_bytes());
         put(112, &FLAGS.to_le_bytes());
         put(140, &dsdt.to_le_bytes());
+        for (at, port) in [(244, SLEEP_CONTROL), (256, SLEEP_STATUS)] {
+            // A generic address (§5.2.3.2): I/O space, 8 bits from bit 0 on, read and written as a byte.
+            put(at, &[1, 8, 0, 1]);
+            put(at + 4, &u64::from(port).to_le_bytes());
+        }
         put(268, b"ISTHMUS\0");
         self.table(b"FACP", 6, &body)
     }

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ports that a domain may not touch, and the two that print.
+//! Ports that a domain may not touch, the two that print, and the one that ends.
 //!
 //! A port that nobody claims reads as all ones and swallows what is written, as on a bus where
 //! nothing answers. Port 0x42 reads as zero instead: kernels that calibrate against the PIT poll it
 //! 100,000 times unless it gives a constant other than 0xFF. Port 0xE9 takes the kernel's earliest
-//! messages; COM1 of a domain without devices is a transmitter that is always ready.
+//! messages. A domain without devices has a COM1, a transmitter that is always ready, and the register of its ACPI tables
+//! that switches it off.
 
 use guest_abi::console_io::DEBUG_PORT;
 use guest_abi::event_channel::VIRQ_CON_RING;
 use guest_abi::num::low_u8;
+use guest_abi::pvh::{SLEEP_CONTROL, SLEEP_S5};
 
 use crate::addr::Gva;
 use crate::backend::Injection;
-use crate::domain::{Domain, Privileges};
+use crate::domain::{Domain, Privileges, ShutdownReason};
 use crate::emul::decode::Simple;
 use crate::exit::IoAccess;
 use crate::guest_mem::{Fault, GuestSpace};
@@ -58,22 +60,24 @@ pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: I
 fn read(domain: &Domain, port: u16) -> u32 {
     match port {
         PIT_COUNTER_2 => 0,
-        COM1_LINE_STATUS if has_log_port(domain) => LINE_STATUS_READY,
+        COM1_LINE_STATUS if has_own_ports(domain) => LINE_STATUS_READY,
         _ => u32::MAX,
     }
 }
 
 fn write(hv: &Hypervisor, domain: &Domain, port: u16, byte: u8) {
-    if port == DEBUG_PORT || port == COM1 && has_log_port(domain) {
+    if port == DEBUG_PORT || port == COM1 && has_own_ports(domain) {
         let is_news = domain.console.lock().push(byte, domain.id);
         if is_news {
             hv.raise_in_control(VIRQ_CON_RING);
         }
+    } else if port == SLEEP_CONTROL && byte == SLEEP_S5 && has_own_ports(domain) {
+        domain.shut_down(ShutdownReason::Poweroff);
     }
 }
 
-/// Domains without devices have a COM1 that only logs.
-fn has_log_port(domain: &Domain) -> bool {
+/// Domains without devices have a COM1 that only logs, and can switch themselves off.
+fn has_own_ports(domain: &Domain) -> bool {
     !domain.privileges.contains(Privileges::HARDWARE)
 }
 

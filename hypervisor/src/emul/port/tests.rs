@@ -231,3 +231,23 @@ fn strings_outside_64_bit_code_are_refused() {
     run_string(&guest, &[0xf3, 0x6e], string(DEBUG, 1, false, true));
     assert_eq!((guest.moved(), guest.take_queued()), (0, GP));
 }
+
+#[test]
+fn a_guest_switches_itself_off_by_its_sleep_register_and_dom0_does_not() {
+    let write = |guest: &Guest, byte: u8| {
+        guest.code(&[0xee]);
+        guest.set_regs(|regs| regs.rax = byte.into());
+        guest.exit(Exit::Io(access(SLEEP_CONTROL, 1, false)));
+    };
+    let (_, dom0) = Host::with_dom0();
+    write(&dom0, SLEEP_S5);
+    assert_eq!(dom0.domain.shutdown_reason(), None);
+    let (_, guest) = Host::with_guest();
+    // Another type, and S5 without the bit that makes it so.
+    for byte in [SLEEP_S5 ^ 1 << 2, SLEEP_S5 & !(1 << 5)] {
+        write(&guest, byte);
+        assert_eq!(guest.domain.shutdown_reason(), None);
+    }
+    write(&guest, SLEEP_S5);
+    assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Poweroff));
+}
