@@ -208,6 +208,11 @@ pub trait Machine: Sync {
     /// Wakes another pCPU that is idle, or makes it exit from its guest, so that it looks at its flags
     /// and comes to its next entry.
     fn kick(&self, pcpu: usize);
+    /// Called again and again by who has kicked a pCPU and waits for it since `since`: where a kick does not
+    /// help within a millisecond, makes it exit by what no state of a guest holds off, and sets `since` to now.
+    fn insist(&self, pcpu: usize, since: &mut Ticks);
+    /// Whether this pCPU took a non-maskable interrupt that no pCPU has sent; forgets it.
+    fn take_stray_nmi(&self) -> bool;
     /// Reads a physical I/O APIC register.
     fn ioapic_read(&self, ioapic: usize, register: u8) -> u32;
     /// Writes a physical I/O APIC register.

@@ -36,7 +36,7 @@ pub(crate) fn step(hv: &Hypervisor, domain: &Domain) -> Progress {
         domain.kick_all();
         log::info!("{} is being destroyed", domain.label());
     }
-    if !domain.is_quiet() || domain.events.destroy(&hv.domains) == Progress::Again {
+    if !domain.is_quiet(hv.machine) || domain.events.destroy(&hv.domains) == Progress::Again {
         return Progress::Again;
     }
     if grant::map::unmap_all(domain.as_party(), hv) == Progress::Again || drain(hv, domain) == Progress::Again {

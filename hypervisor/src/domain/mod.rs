@@ -29,7 +29,8 @@ pub use sched_params::SchedParams;
 use spin::Once;
 pub use table::{DomainTable, Vacancy};
 
-use crate::addr::{Mfn, PAGE_SHIFT};
+use crate::addr::{Mfn, PAGE_SHIFT, Ticks};
+use crate::backend::Machine;
 use crate::boot::host_map::Entry;
 use crate::emul::ioapic::Ioapics;
 use crate::emul::pvclock::{self, Area, GuestClock};
@@ -194,11 +195,15 @@ impl Domain {
         }
     }
 
-    /// Whether no CPU runs one of its vCPUs. To be asked after the reason for which none starts again
-    /// was set, and after [`Domain::kick_all`].
+    /// Whether no CPU runs one of its vCPUs. To be asked again and again after the reason for which none
+    /// starts again was set, and after [`Domain::kick_all`]; a CPU that still runs one is made to exit.
     #[must_use]
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.vcpus.iter().all(|vcpu| vcpu.try_state().is_some())
+    pub(crate) fn is_quiet(&self, machine: &dyn Machine) -> bool {
+        let running = self.vcpus.iter().find(|vcpu| vcpu.try_state().is_none());
+        if let Some(pcpu) = running.and_then(Vcpu::is_on) {
+            machine.insist(pcpu, &mut Ticks::new(0));
+        }
+        running.is_none()
     }
 
     /// Keeps a frame for as long as the domain is in the table.

@@ -173,7 +173,7 @@ fn pause(call: &mut Call<'_>, id: DomId) -> HypercallResult {
         }
         domain.kick_all();
     }
-    if domain.is_quiet() {
+    if domain.is_quiet(call.hv.machine) {
         return DONE;
     }
     call.state.regs.rsi = COUNTED;

@@ -74,6 +74,11 @@ pub(crate) fn delay_micros(micros: u64) {
     poll_micros(micros, &mut || false);
 }
 
+/// Ticks of the TSC in a millisecond.
+pub(crate) fn ticks_per_ms() -> u64 {
+    KHZ.load(Ordering::Relaxed)
+}
+
 /// Which of two CPUs that compare their counters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {

@@ -185,6 +185,14 @@ impl Machine for Hw {
         smp::kick(pcpu);
     }
 
+    fn insist(&self, pcpu: usize, since: &mut Ticks) {
+        smp::insist(pcpu, since);
+    }
+
+    fn take_stray_nmi(&self) -> bool {
+        percpu::take_nmi()
+    }
+
     fn ioapic_read(&self, ioapic: usize, register: u8) -> u32 {
         apic::ioapic_read(ioapic, register)
     }

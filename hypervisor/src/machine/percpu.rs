@@ -190,9 +190,14 @@ pub(crate) fn take_interrupt() -> Option<u8> {
     }
 }
 
-/// Notes a non-maskable interrupt.
+/// Notes a non-maskable interrupt that no CPU has sent.
 pub(crate) fn note_nmi() {
     current().nmi_seen.store(true, Ordering::Relaxed);
+}
+
+/// Whether one came since the last call.
+pub(crate) fn take_nmi() -> bool {
+    current().nmi_seen.swap(false, Ordering::Relaxed)
 }
 
 /// What a CPU is doing, for the panic report.

@@ -16,10 +16,10 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use guest_abi::num::{low_u8, to_usize};
-use hypervisor::addr::Hpa;
+use hypervisor::addr::{Hpa, Ticks};
 use hypervisor::boot::span::Span;
 use hypervisor::hypervisor::Hypervisor;
 use hypervisor::pcpu::MAX_PCPUS;
@@ -175,6 +175,26 @@ pub(crate) fn kick(number: usize) {
     if let Some(id) = APIC_IDS.get(number) {
         apic::send(id.load(Ordering::Relaxed), Ipi::Fixed(vector::KICK));
     }
+}
+
+/// CPUs that are being sent an NMI, until they have taken it.
+static INSISTED: [AtomicBool; MAX_PCPUS] = [const { AtomicBool::new(false) }; MAX_PCPUS];
+
+/// Makes a CPU exit that [`kick`] did not make exit since `since`, by an NMI. Not every implementation lets an
+/// interrupt end a guest's run whatever the guest has masked; Bochs 2.7 does not if the run began with
+/// interrupts off. An NMI that arrives outside a guest has no effect, so who waits insists again.
+pub(crate) fn insist(number: usize, since: &mut Ticks) {
+    let now = cpu::rdtsc();
+    let Some(id) = APIC_IDS.get(number) else { return };
+    if now.raw().wrapping_sub(since.raw()) >= clock::ticks_per_ms() && !INSISTED[number].swap(true, Ordering::SeqCst) {
+        *since = now;
+        apic::send(id.load(Ordering::Relaxed), Ipi::Nmi);
+    }
+}
+
+/// Whether the NMI that this CPU has taken was another one's insisting.
+pub(crate) fn was_insisted() -> bool {
+    INSISTED[percpu::number()].swap(false, Ordering::SeqCst)
 }
 
 /// Stops every other CPU, for a panic: each halts in its NMI handler.

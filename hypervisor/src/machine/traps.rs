@@ -14,8 +14,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
-use super::panic;
-use super::percpu;
+use super::{panic, percpu, smp};
 
 global_asm!(include_str!("traps.S"));
 
@@ -114,7 +113,9 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
     match frame.vector {
         VECTOR_NMI => {
             panic::stop_if_panicking();
-            percpu::note_nmi();
+            if !smp::was_insisted() {
+                percpu::note_nmi();
+            }
         }
         vector @ 0..32 => panic::fatal_trap(frame, exception_name(vector)),
         vector => {

@@ -237,6 +237,7 @@ impl Flusher for dyn Machine + '_ {
     fn flush(&self, tlb: &TlbState, generation: u64) {
         let here = pcpu::current();
         let mut kicked = 0_u64;
+        let mut since = self.tsc();
         loop {
             let mut left = tlb.stale(generation);
             if left == 0 {
@@ -251,6 +252,8 @@ impl Flusher for dyn Machine + '_ {
                 } else if kicked & bit == 0 {
                     kicked |= bit;
                     self.kick(pcpu);
+                } else {
+                    self.insist(pcpu, &mut since);
                 }
             }
             TlbState::serve(here);

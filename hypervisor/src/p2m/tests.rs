@@ -499,3 +499,26 @@ fn a_flush_waits_only_for_pcpus_that_run_the_domain_now() {
     token.release(&tlb.flush(host.hv.machine, FlushSite::Remap));
     assert!(host.machine.kicks.lock().unwrap().is_empty());
 }
+
+/// A pCPU whose guest no kick makes exit.
+#[test]
+fn who_waits_for_a_flush_insists() {
+    let host = crate::testing::Host::new();
+    let mut world = World::new(Format::Ept);
+    let tlb = world.p2m.tlb().clone();
+    tlb.begin(5);
+    tlb.enter(5);
+    world.p2m.map(Gfn::new(3), Mfn::new(1 << 20), Order::PAGE, P2mKind::Mmio).unwrap();
+    let token = world.p2m.unmap(Gfn::new(3), Order::PAGE).unwrap();
+    let insisted = || host.machine.insisted.lock().unwrap().first().copied();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while insisted().is_none() {
+                std::thread::yield_now();
+            }
+            tlb.enter(5);
+        });
+        token.release(&tlb.flush(host.hv.machine, FlushSite::Remap));
+    });
+    assert_eq!((insisted(), &**host.machine.kicks.lock().unwrap()), (Some(5), &[5][..]));
+}

@@ -37,6 +37,8 @@ const SHORTEST: u64 = 10;
 const CREDIT: u64 = 2;
 /// A slice divided by this is the lead that is not worth a preemption, or a migration.
 const GRAIN: u64 = 16;
+/// Slices that a vCPU runs at most while nobody waits. A kick comes much sooner; this is for what no kick makes exit.
+const ALONE: u64 = 10;
 
 /// A vCPU, as the queue names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,11 +261,13 @@ impl RunQueue {
         (seat.state, seat.last) = (State::Running, pcpu);
         let (who, ready_since, weight) = (seat.who, seat.ready_since, seat.weight);
         let is_wanted = self.ready.iter().any(|id| self.may_run(*id, pcpu, now));
-        let slice_end =
-            if is_wanted { Ticks::new(now.raw() + self.slice_of(weight)) } else { self.end_of_caps(pcpu, now) };
-        if !is_wanted {
+        let (slice, slice_end) = if is_wanted {
+            (self.slice_of(weight), NEVER)
+        } else {
             self.endless |= 1 << pcpu;
-        }
+            (self.slice * ALONE, self.end_of_caps(pcpu, now))
+        };
+        let slice_end = slice_end.min(Ticks::new(now.raw() + slice));
         let until = until.min(slice_end).min(self.end_of_budget(who.domain, now));
         others |= self.bystanders(now);
         (Next::Run { seat: id, who, until, ready_since }, others & !(1 << pcpu))

@@ -364,7 +364,7 @@ fn one_that_runs_alone_is_left_alone() {
     let pokes = machine.pokes;
     machine.run(1_000 * MS);
     assert_eq!(machine.pokes, pokes);
-    assert!(machine.doing.iter().all(|doing| doing.1 == u64::MAX), "no slice ends");
+    assert!(machine.doing.iter().all(|doing| doing.1 <= 1_000 * MS + 10 * SLICE), "no run is endless");
 }
 
 #[test]

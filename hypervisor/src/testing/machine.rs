@@ -48,6 +48,8 @@ pub(crate) struct FakeMachine {
     pub(crate) idles: Mutex<Vec<Ticks>>,
     /// CPUs kicked, in order.
     pub(crate) kicks: Mutex<Vec<usize>>,
+    /// CPUs that somebody insisted on, in order.
+    pub(crate) insisted: Mutex<Vec<usize>>,
     /// Interrupts ended at the host's local APIC.
     pub(crate) ends: AtomicU64,
     cpus: Mutex<Vec<Cpu>>,
@@ -65,6 +67,7 @@ impl FakeMachine {
             interrupts: Mutex::default(),
             idles: Mutex::default(),
             kicks: Mutex::default(),
+            insisted: Mutex::default(),
             ends: AtomicU64::new(0),
             cpus: Mutex::default(),
         }
@@ -152,6 +155,15 @@ impl Machine for FakeMachine {
 
     fn kick(&self, pcpu: usize) {
         self.kicks.lock().unwrap().push(pcpu);
+    }
+
+    fn insist(&self, pcpu: usize, since: &mut Ticks) {
+        *since = self.tsc();
+        self.insisted.lock().unwrap().push(pcpu);
+    }
+
+    fn take_stray_nmi(&self) -> bool {
+        false
     }
 
     fn ioapic_read(&self, _: usize, _: u8) -> u32 {

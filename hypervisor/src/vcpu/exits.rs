@@ -72,7 +72,12 @@ fn handle_other(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &m
                 }
             }
         }
-        Exit::HostNmi => log::warn!("an NMI of the host arrived and was ignored"),
+        // One that a CPU has sent has done its work: it made this one exit.
+        Exit::HostNmi => {
+            if hv.machine.take_stray_nmi() {
+                log::warn!("an NMI arrived that no CPU has sent, and was ignored");
+            }
+        }
         Exit::InterruptWindow => {
             state.hw.request_window(false);
             state.window_requested = false;

@@ -458,8 +458,10 @@ fn pauses_are_counted_and_each_waits_for_the_vcpus() {
     let running = guest.state(1);
     put(&dom0, abi::XEN_DOMCTL_PAUSEDOMAIN, 1, &0_u64);
     dom0.load_call(number::HYPERVISOR_DOMCTL, [OP, 0, 0]);
+    guest.vcpu(1).set_on(Some(3));
     assert_eq!(dom0.hypercall_once(), None, "a CPU still runs it");
     assert_eq!(dom0.hypercall_once(), None);
+    assert_eq!(**host.machine.insisted.lock().unwrap(), [3, 3]);
     assert!(!guest.domain.is_running() && guest.vcpu(1).has_attention());
     drop(running);
     assert_eq!(dom0.hypercall_once(), Some(0));

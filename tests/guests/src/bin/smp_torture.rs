@@ -167,7 +167,7 @@ fn check_pending(port: u32) {
     events::clear_pending(port);
 }
 
-/// On the second vCPU: reads the page until the last change.
+/// On the second vCPU: reads the page until the last change, with interrupts off all the time.
 fn read_page() {
     let page = TARGET.load(SeqCst) as *const u64;
     loop {
@@ -175,8 +175,6 @@ fn read_page() {
         // SAFETY: the page is RAM or nothing, and nobody keeps anything in it.
         let value = unsafe { page.read_volatile() };
         READS.fetch_add(1, SeqCst);
-        // Bochs 2.7 lets no interrupt end a run that began with interrupts off and leaves them so.
-        events::open();
         match value {
             u64::MAX => _ = HOLES.fetch_add(1, SeqCst),
             // A page that was just filled in.
