@@ -107,6 +107,9 @@ enum Command {
     Counters {
         /// Of this domain only [default: all]
         domain: Option<u16>,
+        /// What each CPU has done between runs of vCPUs instead: runs, halts, interrupts to other CPUs, ticks
+        #[arg(long, conflicts_with = "domain")]
+        cpus: bool,
         /// How much they grow in so many seconds, instead of all since the domain's start
         #[arg(long, value_name = "S")]
         interval: Option<f64>,
@@ -250,6 +253,15 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// What the hypervisor does for a thread that sleeps for a millisecond
+    Sleep {
+        /// How often to sleep
+        #[arg(long, default_value_t = 1000)]
+        repetitions: u32,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Asking the system for the time; on any machine
     Clock {
         /// How often to ask a hundred times
@@ -345,7 +357,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::NetAttach { guest, card, bridge, mac } => done(cli::devices::net_attach(&guest, card, &bridge, mac)),
         Command::NetDetach { guest, card, force } => done(cli::devices::net_detach(&guest, card, force)),
         Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),
-        Command::Counters { domain, interval, json } => done(cli::counters::run(domain, interval, json)),
+        Command::Counters { cpus: true, interval, json, .. } => done(cli::counters::run_cpus(interval, json)),
+        Command::Counters { domain, interval, json, .. } => done(cli::counters::run(domain, interval, json)),
         Command::Bench(Bench::NullHypercall { repetitions, json }) => {
             done(cli::bench::null_hypercall(repetitions, json))
         }
@@ -354,6 +367,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Bench(Bench::Clock { repetitions, json }) => done(cli::bench::clock(repetitions, json)),
         Command::Bench(Bench::Command { json, words }) => done(cli::bench::command(&words, json)),
+        Command::Bench(Bench::Sleep { repetitions, json }) => done(cli::bench::sleep(repetitions, json)),
         Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
         Command::Selftest(Selftest::Foreign { guest }) => done(cli::selftest::foreign(&guest)),

@@ -22,6 +22,8 @@ pub const ISTHMUS_HOST_INFO: u32 = 2;
 pub const ISTHMUS_DOMAIN_COPY: u32 = 3;
 /// [`ConsoleRead`]. For a domain with control of domains.
 pub const ISTHMUS_CONSOLE_READ: u32 = 4;
+/// [`PcpuCounters`]. For a domain with control of domains.
+pub const ISTHMUS_PCPU_COUNTERS: u32 = 5;
 
 /// Flag in [`VcpuCounters::flags`], in: the domain with the lowest number from `domid` on is meant,
 /// and `domid` is set to its number.
@@ -61,6 +63,29 @@ wire_struct! {
         40 => pub hypercalls: u64,
         /// Out: the host's TSC at the time of the answer.
         48 => pub tsc: u64,
+    }
+}
+
+wire_struct! {
+    /// Argument of [`ISTHMUS_PCPU_COUNTERS`]: what a CPU of the machine has done between the runs of vCPUs, since
+    /// it was started.
+    ///
+    /// Errors: ENOENT no such CPU, EPERM without control of domains, EFAULT.
+    pub struct PcpuCounters: 48 {
+        /// In: [`INTERFACE_VERSION`].
+        0 => pub interface_version: u32,
+        /// In: the CPU's number, from 0 on.
+        4 => pub pcpu: u32,
+        /// Out: runs of vCPUs that it began.
+        8 => pub runs: u64,
+        /// Out: how often it halted, nobody having anything to do.
+        16 => pub halts: u64,
+        /// Out: interrupts that it sent to other CPUs.
+        24 => pub kicks: u64,
+        /// Out: ticks that passed neither in a run nor while it was halted.
+        32 => pub ticks: u64,
+        /// Out: the host's TSC at the time of the answer.
+        40 => pub tsc: u64,
     }
 }
 

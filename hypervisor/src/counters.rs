@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::Ticks;
 use crate::exit::Exit;
+use crate::pcpu::MAX_PCPUS;
 
 /// Reasons that are told apart, in the order in which they are reported.
 pub const NR_REASONS: usize = 16;
@@ -129,6 +130,47 @@ impl Counters {
     pub fn totals(&self) -> (u64, u64) {
         let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum();
         (sum(&self.exits), sum(&self.ticks))
+    }
+}
+
+/// What one pCPU has done between the runs of vCPUs; only that pCPU writes.
+pub struct PcpuCounters {
+    /// Runs begun.
+    pub runs: Counter,
+    /// How often it halted.
+    pub halts: Counter,
+    /// Interrupts sent to other pCPUs.
+    pub kicks: Counter,
+    /// Ticks that passed neither in a run nor halted.
+    pub ticks: Counter,
+    works_since: Counter,
+}
+
+static PCPUS: [PcpuCounters; MAX_PCPUS] = [const {
+    PcpuCounters {
+        runs: Counter::new(),
+        halts: Counter::new(),
+        kicks: Counter::new(),
+        ticks: Counter::new(),
+        works_since: Counter::new(),
+    }
+}; MAX_PCPUS];
+
+/// The counters of a pCPU.
+#[must_use]
+pub fn of_pcpu(pcpu: usize) -> &'static PcpuCounters {
+    &PCPUS[pcpu % MAX_PCPUS]
+}
+
+impl PcpuCounters {
+    /// A run or a halt has ended.
+    pub fn works_from(&self, now: Ticks) {
+        self.works_since.set(now.raw());
+    }
+
+    /// A run or a halt begins.
+    pub fn works_until(&self, now: Ticks) {
+        self.ticks.add(now.raw().saturating_sub(self.works_since.get()));
     }
 }
 

@@ -6,6 +6,9 @@
 
 use spin::Once;
 
+use crate::backend::Machine;
+use crate::counters;
+
 /// The most physical CPUs that the hypervisor drives; sets of them fit one word.
 pub const MAX_PCPUS: usize = 64;
 
@@ -24,6 +27,12 @@ pub fn current() -> usize {
     return PRETENDED.get();
     #[cfg(not(test))]
     CURRENT.get().map_or(0, |provider| provider() % MAX_PCPUS)
+}
+
+/// Makes another pCPU exit or wakes it ([`Machine::kick`]), and counts that.
+pub fn kick(machine: &dyn Machine, pcpu: usize) {
+    counters::of_pcpu(current()).kicks.add(1);
+    machine.kick(pcpu);
 }
 
 #[cfg(test)]

@@ -2,14 +2,14 @@
 //! `isthmus bench`: what single operations cost, in ticks of the TSC.
 
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use guest_abi::Gfn;
+use guest_abi::{DomId, Gfn, VcpuId};
 use serde::Serialize;
 
 use crate::sys::clock::tsc;
-use crate::sys::privcmd::{Interface, Privcmd};
+use crate::sys::privcmd::{Interface, Privcmd, Snapshot};
 use crate::toolstack::Toolstack;
 
 /// Frames that are mapped at once, and where a guest has RAM.
@@ -113,6 +113,61 @@ pub fn command(words: &[String], json: bool) -> Result<()> {
     let ticks = tsc() - start;
     ensure!(status.success(), "{program} ended with {status}");
     Ticks::of("command", vec![ticks]).print(json)
+}
+
+/// What the hypervisor has done for an operation of this domain, all repetitions together.
+#[derive(Debug, Serialize)]
+struct Cost {
+    operation: &'static str,
+    repetitions: u32,
+    /// Exits of this domain.
+    exits: u64,
+    /// Ticks from its exits to its entries, and of all CPUs between runs.
+    ticks: u64,
+    /// Ticks of the whole machine.
+    passed: u64,
+}
+
+impl Cost {
+    /// Counts what `operation` costs, with all else that happens meanwhile.
+    fn of(operation: &'static str, repetitions: u32, mut act: impl FnMut()) -> Result<Self> {
+        let privcmd = Privcmd::open()?;
+        let read = || -> Result<(u64, u64)> {
+            let nr_vcpus = privcmd.counters(DomId::SELF, VcpuId::new(0))?.nr_vcpus;
+            let vcpus = (0..u32::from(nr_vcpus)).map(|vcpu| privcmd.counters(DomId::SELF, VcpuId::new(vcpu)));
+            let vcpus = vcpus.collect::<Result<Vec<_>, _>>()?;
+            let between: u64 = privcmd.cpus()?.iter().map(|cpu| cpu.ticks).sum();
+            let total = |list: fn(&Snapshot) -> &Vec<u64>| vcpus.iter().flat_map(list).sum::<u64>();
+            Ok((total(|vcpu| &vcpu.exits), total(|vcpu| &vcpu.ticks) + between))
+        };
+        let (before, start) = (read()?, tsc());
+        (0..repetitions).for_each(|_| act());
+        let (passed, after) = (tsc() - start, read()?);
+        Ok(Self { operation, repetitions, exits: after.0 - before.0, ticks: after.1 - before.1, passed })
+    }
+}
+
+/// Measures what the hypervisor does for a thread that sleeps for a millisecond.
+///
+/// # Errors
+/// This is not the control domain.
+pub fn sleep(repetitions: u32, json: bool) -> Result<()> {
+    ensure!(repetitions > 0, "0 repetitions measure nothing");
+    let cost = Cost::of("sleep-1ms", repetitions, || std::thread::sleep(Duration::from_millis(1)))?;
+    if json {
+        println!("{}", serde_json::to_string(&cost)?);
+    } else {
+        let each = |total: u64| total / u64::from(repetitions);
+        println!(
+            "{}: {}.{:02} exits, {} ticks in the hypervisor, {} ticks passed, each of {repetitions}",
+            cost.operation,
+            each(cost.exits),
+            each(cost.exits * 100) % 100,
+            each(cost.ticks),
+            each(cost.passed)
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

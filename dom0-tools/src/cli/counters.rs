@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `isthmus counters`: what each vCPU has cost, by exit reason and by hypercall.
+//! `isthmus counters`: what each vCPU has cost, by exit reason and by hypercall; with
+//! `--cpus` what each CPU has done between the runs of vCPUs.
 //!
 //! The hypervisor's counters only grow and nobody resets them, so that any number of readers do not
 //! disturb each other: what happened in a time is the difference of two readings, which `--interval`
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use guest_abi::hypercall as number;
-use guest_abi::isthmus::REASON_NAMES;
+use guest_abi::isthmus::{PcpuCounters, REASON_NAMES};
 use guest_abi::{DomId, VcpuId};
 use serde::Serialize;
 
@@ -52,9 +53,8 @@ struct Hypercall {
 pub fn run(domain: Option<u16>, interval: Option<f64>, json: bool) -> Result<()> {
     let privcmd = Privcmd::open()?;
     let mut snapshots = read(&privcmd, domain)?;
-    if let Some(seconds) = interval {
-        let Ok(pause) = Duration::try_from_secs_f64(seconds) else { bail!("--interval {seconds}: not a time") };
-        std::thread::sleep(pause);
+    if interval.is_some() {
+        pause(interval)?;
         let before = snapshots;
         snapshots = read(&privcmd, domain)?;
         snapshots.iter_mut().for_each(|now| subtract(now, &before));
@@ -64,6 +64,63 @@ pub fn run(domain: Option<u16>, interval: Option<f64>, json: bool) -> Result<()>
         println!("{}", serde_json::to_string_pretty(&vcpus)?);
     } else {
         print!("{}", vcpus.iter().map(Vcpu::to_text).collect::<Vec<_>>().join("\n"));
+    }
+    Ok(())
+}
+
+/// What one CPU of the machine has done between runs of vCPUs.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Cpu {
+    cpu: u32,
+    /// Runs of vCPUs that it began.
+    runs: u64,
+    halts: u64,
+    /// Interrupts that it sent to other CPUs.
+    kicks: u64,
+    /// Ticks that passed neither in a run nor halted.
+    ticks: u64,
+    /// As for [`Vcpu::tsc`].
+    tsc: u64,
+}
+
+/// Prints what the CPUs have done; with `interval` what they do in so many seconds.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_cpus(interval: Option<f64>, json: bool) -> Result<()> {
+    let privcmd = Privcmd::open()?;
+    let before = match interval {
+        Some(_) => privcmd.cpus()?,
+        None => Vec::new(),
+    };
+    pause(interval)?;
+    let cpu = |now: PcpuCounters| {
+        let old = before.iter().find(|old| old.pcpu == now.pcpu).cloned().unwrap_or_default();
+        Cpu {
+            cpu: now.pcpu,
+            runs: now.runs - old.runs,
+            halts: now.halts - old.halts,
+            kicks: now.kicks - old.kicks,
+            ticks: now.ticks - old.ticks,
+            tsc: now.tsc - old.tsc,
+        }
+    };
+    let cpus: Vec<Cpu> = privcmd.cpus()?.into_iter().map(cpu).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&cpus)?);
+    } else {
+        println!("{:<6}{:>12}{:>12}{:>12}{:>16}", "CPU", "runs", "halts", "kicks", "ticks between");
+        for Cpu { cpu, runs, halts, kicks, ticks, .. } in cpus {
+            println!("{cpu:<6}{runs:>12}{halts:>12}{kicks:>12}{ticks:>16}");
+        }
+    }
+    Ok(())
+}
+
+fn pause(interval: Option<f64>) -> Result<()> {
+    if let Some(seconds) = interval {
+        let Ok(pause) = Duration::try_from_secs_f64(seconds) else { bail!("--interval {seconds}: not a time") };
+        std::thread::sleep(pause);
     }
     Ok(())
 }

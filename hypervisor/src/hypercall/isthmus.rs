@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Calls of Isthmus's own (55): what vCPUs have cost, and what the machine and the hypervisor are.
+//! Calls of Isthmus's own (55): what vCPUs have cost, what CPUs did between them, and what the machine and the hypervisor are.
 //!
 //! A domain may know what itself has cost; what others have cost tells of what they do, so it is for
 //! those who control them. Both answers are snapshots of counters that go on counting.
@@ -13,7 +13,7 @@ use guest_abi::num::{low_u16, low_u32, to_usize};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply, Subject};
-use crate::counters::{Counter, NR_HYPERCALLS, NR_REASONS};
+use crate::counters::{Counter, NR_HYPERCALLS, NR_REASONS, of_pcpu};
 use crate::domain::Privileges;
 use crate::hypervisor::Hypervisor;
 use crate::p2m::Format;
@@ -28,6 +28,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::ISTHMUS_HOST_INFO => host_info(call),
         abi::ISTHMUS_DOMAIN_COPY => copy::domain_copy(call),
         abi::ISTHMUS_CONSOLE_READ => console_read(call),
+        abi::ISTHMUS_PCPU_COUNTERS => pcpu_counters(call),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -48,6 +49,24 @@ fn vcpu_counters(call: &mut Call<'_>) -> HypercallResult {
     argument.flags = (vcpu.run_state() as u32) << abi::COUNTERS_STATE_SHIFT;
     argument.nr_reasons = low_u32(NR_REASONS as u64);
     argument.nr_hypercalls = low_u32(NR_HYPERCALLS as u64);
+    argument.tsc = call.hv.machine.tsc().raw();
+    call.write(call.arg1(), &argument)?;
+    DONE
+}
+
+fn pcpu_counters(call: &mut Call<'_>) -> HypercallResult {
+    let mut argument: abi::PcpuCounters = call.read(call.arg1())?;
+    check_version(argument.interface_version)?;
+    call.require(Privileges::CONTROL)?;
+    let pcpu = to_usize(u64::from(argument.pcpu));
+    if pcpu >= call.hv.sched.nr_pcpus() {
+        return Err(Errno::ENOENT);
+    }
+    let counters = of_pcpu(pcpu);
+    argument.runs = counters.runs.get();
+    argument.halts = counters.halts.get();
+    argument.kicks = counters.kicks.get();
+    argument.ticks = counters.ticks.get();
     argument.tsc = call.hv.machine.tsc().raw();
     call.write(call.arg1(), &argument)?;
     DONE

@@ -524,6 +524,14 @@ fn counters_of_others_are_for_who_controls_them() {
         caller.call(number::HYPERVISOR_ISTHMUS, [u64::from(isthmus::ISTHMUS_HOST_INFO), arg(0), 0])
     };
     assert_eq!((host_info(&dom0), host_info(&guest)), (0, failed(Errno::EPERM)));
+    let cpu = |caller: &Guest, pcpu| {
+        let argument =
+            isthmus::PcpuCounters { interface_version: isthmus::INTERFACE_VERSION, pcpu, ..Default::default() };
+        caller.call_with(number::HYPERVISOR_ISTHMUS, isthmus::ISTHMUS_PCPU_COUNTERS, argument)
+    };
+    let (result, counters) = cpu(&dom0, 0);
+    assert_eq!((result, counters.tsc), (0, host.hv.machine.tsc().raw()));
+    assert_eq!((cpu(&dom0, 64).0, cpu(&guest, 0).0), (failed(Errno::ENOENT), failed(Errno::EPERM)));
     assert_eq!(guest.call(number::HYPERVISOR_ISTHMUS, [0, HOLE, 0]), i64::from(isthmus::INTERFACE_VERSION));
     assert_eq!(guest.call(number::HYPERVISOR_ISTHMUS, [99, arg(0), 0]), failed(Errno::ENOSYS));
 }

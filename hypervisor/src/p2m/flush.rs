@@ -251,7 +251,7 @@ impl Flusher for dyn Machine + '_ {
                     tlb.flushed(pcpu, generation);
                 } else if kicked & bit == 0 {
                     kicked |= bit;
-                    self.kick(pcpu);
+                    pcpu::kick(self, pcpu);
                 } else {
                     self.insist(pcpu, &mut since);
                 }

@@ -88,7 +88,7 @@ impl Scheduler {
     pub fn request(&self, pcpu: usize) {
         let was_requested = self.request_of(pcpu).0.swap(true, Ordering::SeqCst);
         if !was_requested && pcpu != pcpu::current() {
-            self.machine.kick(pcpu);
+            pcpu::kick(self.machine, pcpu);
         }
     }
 
@@ -149,7 +149,7 @@ impl Seats {
     /// Makes a vCPU's pCPU exit from its guest.
     pub(crate) fn kick(&self, pcpu: usize) {
         if pcpu != pcpu::current() {
-            self.sched.machine.kick(pcpu);
+            pcpu::kick(self.sched.machine, pcpu);
         }
     }
 

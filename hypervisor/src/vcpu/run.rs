@@ -27,6 +27,7 @@ const VIRQ_TIMER: u32 = 0;
 /// Runs vCPUs on this pCPU for ever.
 pub fn schedule(hv: &'static Hypervisor) -> ! {
     let here = pcpu::current();
+    counters::of_pcpu(here).works_from(hv.machine.tsc());
     let mut next = hv.sched.switch(here, hv.machine.tsc(), None);
     loop {
         next = step(hv, here, next);
@@ -131,6 +132,9 @@ fn enter_until(
     let (tlb, request) = (&*domain.tlb, hv.sched.request_of(here));
     let first = hv.machine.tsc();
     vcpu.counters.begin_run(first);
+    let pcpu = counters::of_pcpu(here);
+    pcpu.runs.add(1);
+    pcpu.works_until(first);
     let mut begin = first;
     let mut times = RunTimes { entered: begin, exited: begin };
     let mut reason = counters::NR_REASONS - 1;
@@ -169,6 +173,7 @@ fn enter_until(
     let last = hv.machine.tsc();
     vcpu.counters.ticks[reason].add(last.raw().wrapping_sub(begin.raw()));
     vcpu.counters.end_run(first, last);
+    counters::of_pcpu(here).works_from(last);
     outcome
 }
 
@@ -379,7 +384,11 @@ impl Hypervisor {
             self.is_cleaning.store(false, Ordering::Release);
         }
         if !has_more && !self.sched.request_of(here).is_set() {
+            let counters = counters::of_pcpu(here);
+            counters.halts.add(1);
+            counters.works_until(self.machine.tsc());
             self.machine.idle(until);
+            counters.works_from(self.machine.tsc());
             self.take_interrupts();
         }
     }

@@ -56,6 +56,24 @@ pub fn open() {
     unsafe { core::arch::asm!("sti", "nop", "nop", "cli", options(nostack)) };
 }
 
+/// Sleeps, with interrupts on meanwhile and afterwards, until an upcall has made `condition` hold.
+pub fn sleep_until(condition: impl Fn() -> bool) {
+    crate::cpu::disable_interrupts();
+    while !condition() {
+        // SAFETY: every vector has a gate; STI lets nothing in before HLT waits.
+        unsafe { core::arch::asm!("sti", "hlt", "cli", options(nostack)) };
+    }
+    crate::cpu::enable_interrupts();
+}
+
+/// What a kernel does in its upcall, for the first word of ports.
+pub fn take_all() {
+    upcall_pending().store(0, SeqCst);
+    pending_sel().swap(0, SeqCst);
+    let ready = word(SHARED_EVTCHN_PENDING).load(SeqCst) & !word(SHARED_EVTCHN_MASK).load(SeqCst);
+    word(SHARED_EVTCHN_PENDING).fetch_and(!ready, SeqCst);
+}
+
 /// Upcalls taken so far.
 #[must_use]
 pub fn upcalls() -> u32 {

@@ -14,7 +14,8 @@ use crate::{boot, events, grants, hypercall, report, sched, time};
 /// instructions.
 const LIMIT_MS: u64 = 600_000;
 const LEADER: u16 = 1;
-const FOLLOWER: u16 = 2;
+/// The domain that follows.
+pub const FOLLOWER: u16 = 2;
 /// Ports that the follower tries: the leader's first free one is among them.
 const PORTS: core::ops::Range<u32> = 1..32;
 
@@ -44,6 +45,12 @@ impl Pair {
         let pair = Self { port, leads };
         pair.step();
         pair
+    }
+
+    /// This domain's end of the channel, masked so far.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Whether this is domain 1.

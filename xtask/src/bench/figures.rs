@@ -34,12 +34,14 @@ const fn goal(name: &'static str, goal: f64, xen: f64) -> Goal {
 const GOALS: &[Goal] = &[
     goal("null_hypercall", 200.0, 770.0),
     goal("event_round_trip", 3000.0, 15_971.0),
+    Goal { exits: Some(4.2), ..goal("event_round_trip_domains", 10_000.0, 76_925.0) },
     goal("grant_map_unmap_1", 3000.0, 25_584.0),
     goal("grant_map_unmap_32", 40_000.0, 738_658.0),
     goal("grant_copy_1x4096", 1500.0, 11_616.0),
     goal("grant_copy_32x64", 16_000.0, 331_237.0),
     goal("foreign_map_unmap_256", 600_000.0, 8_200_000.0),
     goal("dom0_null_hypercall", 200.0, 770.0),
+    Goal { exits: Some(4.0), ..goal("nanosleep_1ms", 8000.0, 56_831.0) },
     Goal { exits: Some(30_000.0), ..goal("dom0_boot", 25e6, 171e6) },
     // Xen's without its unpacking of the kernel.
     goal("entry_to_dom0_built", 60e6, 1050e6),
@@ -78,6 +80,8 @@ pub(crate) struct Dom0 {
     boot: (f64, f64),
     /// Hypercalls made by the null benchmark with their ticks, and the whole ticks of one.
     null: (f64, f64, f64),
+    /// Sleeps of a millisecond, the exits and ticks that they took.
+    sleep: (f64, f64, f64),
     /// Instructions from the hypervisor's start until dom0 was built.
     built: Option<f64>,
 }
@@ -207,13 +211,13 @@ impl Figure {
 }
 
 impl Dom0 {
-    /// Reads the output of the command: counters, the benchmark, counters; and the machine's log.
+    /// Reads the output of the command: counters, the benchmark, counters, sleeps; and the machine's log.
     pub(crate) fn read(output: &str, log: &str) -> Result<Self> {
         let parts: Vec<Value> = serde_json::Deserializer::from_str(output)
             .into_iter()
             .collect::<Result<_, _>>()
             .context("dom0's figures")?;
-        let [before, bench, after] = parts.as_slice() else { bail!("dom0 gave {} figures, not 3", parts.len()) };
+        let [before, bench, after, sleep] = parts.as_slice() else { bail!("dom0 gave {} figures, not 4", parts.len()) };
         let hypercalls = |counters: &Value| -> Result<(f64, f64)> {
             let reasons = counters[0]["reasons"].as_array().context("counters have no reasons")?;
             let found = reasons.iter().find(|reason| reason["reason"] == "hypercall").context("no hypercalls")?;
@@ -223,15 +227,18 @@ impl Dom0 {
         Ok(Self {
             boot: (number(&before[0]["exits"])?, number(&before[0]["ticks"])?),
             null: (last.0 - first.0, last.1 - first.1, number(&bench["median"])?),
+            sleep: (number(&sleep["repetitions"])?, number(&sleep["exits"])?, number(&sleep["ticks"])?),
             built: log.lines().find(|line| line.contains("enters at")).and_then(stamp),
         })
     }
 
     fn figures(&self, stub: f64) -> Vec<Figure> {
         let ((exits, ticks), (calls, call_ticks, median)) = (self.boot, self.null);
+        let (sleeps, sleep_exits, sleep_ticks) = self.sleep;
         let figure = |name: &str, whole, hypervisor, exits| Figure { name: name.to_owned(), whole, hypervisor, exits };
         let mut figures = vec![
             figure("dom0_null_hypercall", Some(median), call_ticks / calls + stub, 1.0),
+            figure("nanosleep_1ms", None, (sleep_ticks + sleep_exits * stub) / sleeps, sleep_exits / sleeps),
             figure("dom0_boot", None, ticks + exits * stub, exits),
         ];
         if let Some(built) = self.built {
@@ -290,14 +297,16 @@ mod tests {
             json!([{ "exits": 8000, "ticks": 3_000_000,
                      "reasons": [{ "reason": "hypercall", "exits": calls, "ticks": calls * 110 }] }])
         };
-        let output = format!("{:#}\n{}\n{:#}\n", counters(100), json!({ "median": 900 }), counters(1100));
+        let sleeps = json!({ "repetitions": 10, "exits": 30, "ticks": 50_000 });
+        let output = format!("{:#}\n{}\n{:#}\n{sleeps}", counters(100), json!({ "median": 900 }), counters(1100));
         let dom0 = Dom0::read(&output, "(isthmus) [    0.041000] INFO  d0 (dom0): enters at 0x1\r\n").unwrap();
         let figures = dom0.figures(140.0);
         assert_eq!((figures[0].hypervisor, figures[0].whole), (250.0, Some(900.0)));
-        assert_eq!((figures[1].hypervisor, figures[1].exits), (3_000_000.0 + 8000.0 * 140.0, 8000.0));
-        assert_eq!(figures[2].whole, Some(41e6));
-        let busy = Figure { exits: 30_001.0, ..figures[1].clone() };
+        assert_eq!((figures[1].hypervisor, figures[1].exits), (5420.0, 3.0));
+        assert_eq!((figures[2].hypervisor, figures[2].exits), (3_000_000.0 + 8000.0 * 140.0, 8000.0));
+        assert_eq!(figures[3].whole, Some(41e6));
+        let busy = Figure { exits: 30_001.0, ..figures[2].clone() };
         assert_eq!(busy.missed().as_deref(), Some("dom0_boot: 30001 exits, at most 30000 is the goal"));
-        assert_eq!((figures[1].missed(), figures[2].missed()), (None, None));
+        assert_eq!((figures[2].missed(), figures[3].missed()), (None, None));
     }
 }

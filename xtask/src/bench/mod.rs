@@ -35,9 +35,9 @@ const GUEST_LIMIT: Duration = Duration::from_secs(300);
 /// The CPU that Bochs plays.
 const BOCHS_MODEL: &str = "corei7_skylake_x";
 const DOM0_LIMIT: Duration = Duration::from_secs(600);
-/// Read the counters, make null hypercalls, read them again.
-const DOM0_COMMAND: &str =
-    "isthmus counters 0 --json && isthmus bench null-hypercall --json && isthmus counters 0 --json";
+/// Read the counters, make null hypercalls, read them again; sleep.
+const DOM0_COMMAND: &str = "isthmus counters 0 --json && isthmus bench null-hypercall --json \
+    && isthmus counters 0 --json && isthmus bench sleep --json";
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -90,13 +90,18 @@ fn machine(emulator: Emulator, boot: emulator::Boot, memory_mib: u32) -> Machine
 /// Boots the micro-guest and reads what it measured. The release build, which is what is shipped.
 pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
     let guests = compile::guests(Profile::Release)?;
-    let program = guests.iter().find(|program| program.name == "bench").context("there is no guest `bench`")?;
     let dir = RunDir::create("bench")?;
-    let guest = Guest::parse(&format!("{}:control", program.path.display())).map_err(anyhow::Error::msg)?;
+    let mut modules = Vec::new();
+    for (name, words) in [("bench", "control"), ("event_echo", "mem=8")] {
+        let program = guests.iter().find(|program| program.name == name);
+        let program = program.with_context(|| format!("there is no guest `{name}`"))?;
+        let guest = Guest::parse(&format!("{}:{words}", program.path.display())).map_err(anyhow::Error::msg)?;
+        modules.extend(guest.modules(dir.path())?);
+    }
     let launch = Launch {
         hypervisor: compile::hypervisor(Profile::Release)?.path,
         cmdline: run::hypervisor_cmdline(emulator, None),
-        modules: guest.modules(dir.path())?,
+        modules,
     };
     let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
     report::step("measuring single operations in a micro-guest");

@@ -4,7 +4,7 @@
 use guest_abi::hypercall::{HYPERVISOR_ISTHMUS, HYPERVISOR_XEN_VERSION};
 use guest_abi::isthmus::{
     COUNTERS_NEXT_DOMAIN, COUNTERS_STATE_MASK, COUNTERS_STATE_SHIFT, HostInfo, INTERFACE_VERSION, ISTHMUS_HOST_INFO,
-    ISTHMUS_VCPU_COUNTERS, REASON_NAMES, VcpuCounters,
+    ISTHMUS_PCPU_COUNTERS, ISTHMUS_VCPU_COUNTERS, PcpuCounters, REASON_NAMES, VcpuCounters,
 };
 use guest_abi::num::{low_u16, low_u32, to_usize};
 use guest_abi::version::{
@@ -89,6 +89,23 @@ impl Privcmd {
         // SAFETY: the structure lies in the buffer, which is long enough, and holds no address.
         unsafe { self.hypercall(HYPERVISOR_ISTHMUS, [u64::from(ISTHMUS_HOST_INFO), buffer.address(), 0, 0, 0]) }?;
         Ok(buffer.get(0))
+    }
+
+    /// What the machine's CPUs have done between runs of vCPUs, by their numbers.
+    ///
+    /// # Errors
+    /// As for [`Privcmd::host_info`].
+    pub fn cpus(&self) -> Result<Vec<PcpuCounters>, Error> {
+        let buffer = self.buffer(PcpuCounters::SIZE)?;
+        let read = |pcpu| {
+            buffer.put(0, &PcpuCounters { interface_version: INTERFACE_VERSION, pcpu, ..PcpuCounters::default() });
+            // SAFETY: the structure lies in the buffer, which is long enough, and holds no address.
+            unsafe {
+                self.hypercall(HYPERVISOR_ISTHMUS, [u64::from(ISTHMUS_PCPU_COUNTERS), buffer.address(), 0, 0, 0])
+            }?;
+            Ok(buffer.get(0))
+        };
+        (0..self.host_info()?.nr_pcpus).map(read).collect()
     }
 
     /// What a vCPU has cost.

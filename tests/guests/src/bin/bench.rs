@@ -6,6 +6,8 @@
 //! same loop around no operation. The hypervisor reads the TSC some instructions after an exit and
 //! before an entry; how many, the null hypercall tells, whose guest side is four instructions.
 //!
+//! Beside it runs `event_echo` as domain 2, which answers events.
+//!
 //! A tick is an instruction only where the emulator makes it one (QEMU's `-icount shift=0`).
 //!
 //! Expects: status 0.
@@ -13,16 +15,19 @@
 #![no_main]
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use guest_abi::domctl::XEN_DOMCTL_DESTROYDOMAIN;
 use guest_abi::grant_table as g;
 use guest_abi::hypercall::{HYPERVISOR_GRANT_TABLE_OP, HYPERVISOR_ISTHMUS, HYPERVISOR_XEN_VERSION};
-use guest_abi::isthmus::{INTERFACE_VERSION, ISTHMUS_VCPU_COUNTERS, REASON_NAMES, VcpuCounters};
+use guest_abi::isthmus::{
+    INTERFACE_VERSION, ISTHMUS_PCPU_COUNTERS, ISTHMUS_VCPU_COUNTERS, PcpuCounters, REASON_NAMES, VcpuCounters,
+};
 use guest_abi::num::low_u32;
-use guest_abi::shared_info::{SHARED_EVTCHN_MASK, SHARED_EVTCHN_PENDING};
 use guest_abi::vcpu::{SetSingleshotTimer, VCPUOP_SET_SINGLESHOT_TIMER};
 use guest_abi::version::{FeatureInfo, XENVER_GET_FEATURES, XENVER_VERSION};
 use guest_abi::{DomId, Wire};
+use test_guests::pair::{self, Pair};
 use test_guests::shared::Shared;
 use test_guests::{check, check_eq, control, cpu, events, grants, guest, hypercall, say, time, traps};
 
@@ -38,12 +43,26 @@ const FIRST_REF: u32 = 8;
 static SOURCE: Shared<[u64; 512]> = Shared::new([0; 512]);
 static TARGET: Shared<[u64; 512]> = Shared::new([0; 512]);
 
-/// Exits so far and the ticks that they took.
-fn cost() -> (u64, u64) {
+/// Exits so far and the ticks that the hypervisor took: for this domain's exits, or for all that the one CPU does.
+fn cost(of: Cost) -> (u64, u64) {
+    let own = vcpu_cost(SELF);
+    if of == Cost::Own {
+        return own;
+    }
+    let peer = vcpu_cost(pair::FOLLOWER);
+    let mut pcpu = PcpuCounters { interface_version: INTERFACE_VERSION, ..Default::default() };
+    let result = hypercall::op(HYPERVISOR_ISTHMUS, ISTHMUS_PCPU_COUNTERS, &mut pcpu);
+    if result != 0 {
+        check_eq("the CPU's counters can be read", result, 0);
+    }
+    (own.0 + peer.0, own.1 + peer.1 + pcpu.ticks)
+}
+
+fn vcpu_cost(domid: u16) -> (u64, u64) {
     let (mut exits, mut ticks) = ([0_u64; REASONS], [0_u64; REASONS]);
     let mut argument = VcpuCounters {
         interface_version: INTERFACE_VERSION,
-        domid: SELF,
+        domid,
         nr_reasons: low_u32(REASONS as u64),
         exits: exits.as_mut_ptr().addr() as u64,
         ticks: ticks.as_mut_ptr().addr() as u64,
@@ -52,43 +71,56 @@ fn cost() -> (u64, u64) {
     };
     let result = hypercall::op(HYPERVISOR_ISTHMUS, ISTHMUS_VCPU_COUNTERS, &mut argument);
     if result != 0 {
-        check_eq("own counters can be read", result, 0);
+        check_eq("counters can be read", result, 0);
     }
     core::hint::black_box((&mut exits, &mut ticks));
     (exits.iter().sum(), ticks.iter().sum())
 }
 
+/// Whose cost is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cost {
+    Own,
+    /// With the peer's, and the switches between the two.
+    Both,
+}
+
 /// Ticks, and what was counted, over `ops` repetitions.
-fn sample(ops: u64, operation: &mut dyn FnMut()) -> (u64, u64, u64) {
-    let before = cost();
+fn sample(of: Cost, ops: u64, operation: &mut dyn FnMut()) -> (u64, u64, u64) {
+    let before = cost(of);
     let start = cpu::tsc();
     for _ in 0..ops {
         operation();
     }
     let end = cpu::tsc();
-    let after = cost();
+    let after = cost(of);
     (end.wrapping_sub(start), after.1 - before.1, after.0 - before.0)
 }
 
 /// Measures `operation`, after a few repetitions that are not counted, and prints the line.
-fn measure(name: &str, ops: u64, mut operation: impl FnMut()) {
+fn measure(name: &str, ops: u64, operation: impl FnMut()) {
+    measure_of(Cost::Own, name, ops, operation);
+}
+
+fn measure_of(of: Cost, name: &str, ops: u64, mut operation: impl FnMut()) {
     for _ in 0..8 {
         operation();
     }
-    let (_, empty_hv, empty_exits) = sample(0, &mut || {});
-    let (ticks, hv, exits) = sample(ops, &mut operation);
+    let (_, empty_hv, empty_exits) = sample(of, 0, &mut || {});
+    let (ticks, hv, exits) = sample(of, ops, &mut operation);
     say!("BENCH {name} ops={ops} ticks={ticks} hv={} exits={}", hv.saturating_sub(empty_hv), exits - empty_exits);
 }
 
 fn main() {
     say!("tsc {} kHz", time::tsc_khz());
+    let pair = Pair::meet();
     measure("loop", 1000, || {
         core::hint::black_box(());
     });
     exits();
     hypercalls();
-    events::init();
     event_round_trip();
+    events_between_domains(&pair);
     grants();
     domains();
 }
@@ -174,7 +206,7 @@ fn event_round_trip() {
     for port in [there, back] {
         events::set_masked(port, false);
     }
-    traps::on(events::CALLBACK_VECTOR, take_events);
+    traps::on(events::CALLBACK_VECTOR, events::take_all);
     cpu::enable_interrupts();
     measure("event_round_trip", 1000, || {
         events::send(there);
@@ -185,17 +217,23 @@ fn event_round_trip() {
     check("each event had its upcall", taken >= 2016);
 }
 
-/// What a kernel does in its upcall, for the first word of ports.
-fn take_events() {
-    use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
-    events::upcall_pending().store(0, SeqCst);
-    events::pending_sel().swap(0, SeqCst);
-    let word = |offset: usize| {
-        // SAFETY: inside the shared page, aligned, accessed by atomics only.
-        unsafe { AtomicU64::from_ptr((events::shared_info() + offset as u64) as *mut u64) }
-    };
-    let ready = word(SHARED_EVTCHN_PENDING).load(SeqCst) & !word(SHARED_EVTCHN_MASK).load(SeqCst);
-    word(SHARED_EVTCHN_PENDING).fetch_and(!ready, SeqCst);
+/// An event to the other domain, whose upcall sends one back: both sleep in between.
+fn events_between_domains(pair: &Pair) {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    traps::on(events::CALLBACK_VECTOR, || {
+        events::take_all();
+        TAKEN.fetch_add(1, SeqCst);
+    });
+    events::set_masked(pair.port(), false);
+    cpu::enable_interrupts();
+    let mut sent = TAKEN.load(SeqCst);
+    measure_of(Cost::Both, "event_round_trip_domains", 500, || {
+        sent += 1;
+        events::send(pair.port());
+        events::sleep_until(|| TAKEN.load(SeqCst) >= sent);
+    });
+    cpu::disable_interrupts();
+    check_eq("each event came back", TAKEN.load(SeqCst), sent);
 }
 
 /// A grant operation on a list.
