@@ -24,6 +24,8 @@ pub const ISTHMUS_DOMAIN_COPY: u32 = 3;
 pub const ISTHMUS_CONSOLE_READ: u32 = 4;
 /// [`PcpuCounters`]. For a domain with control of domains.
 pub const ISTHMUS_PCPU_COUNTERS: u32 = 5;
+/// [`GrantStats`]. A domain may ask for itself, one with control of domains for any.
+pub const ISTHMUS_GRANT_STATS: u32 = 6;
 
 /// Flag in [`VcpuCounters::flags`], in: the domain with the lowest number from `domid` on is meant,
 /// and `domid` is set to its number.
@@ -149,6 +151,32 @@ wire_struct! {
         16 => pub buffer: u64,
         /// In: how much room. Out: bytes written there.
         24 => pub len: u64,
+    }
+}
+
+wire_struct! {
+    /// Argument of [`ISTHMUS_GRANT_STATS`]: what was done with the pages that a domain grants, since its start.
+    ///
+    /// Errors: ESRCH no such domain, EPERM not the caller's to know, EFAULT.
+    pub struct GrantStats: 48 {
+        /// In: [`INTERFACE_VERSION`].
+        0 => pub interface_version: u32,
+        /// In: the domain, or `DOMID_SELF`. Out: its number.
+        4 => pub domid: u16,
+        /// Zero.
+        6 => pub pad: u16,
+        /// Out: frames of its grant table.
+        8 => pub table_frames: u32,
+        /// Out: pages of others that it has mapped now.
+        12 => pub mapped_by_it: u32,
+        /// Out: how often one of its pages was mapped.
+        16 => pub maps: u64,
+        /// Out: how often such a mapping ended; the rest exists now.
+        24 => pub unmaps: u64,
+        /// Out: pieces that were copied from or to its pages.
+        32 => pub copies: u64,
+        /// Out: their bytes.
+        40 => pub copied_bytes: u64,
     }
 }
 

@@ -85,6 +85,7 @@ fn copy_single<P: Parties>(
                 Some(source) => me.table.mem().copy((page.mfn(), to), (source.mfn(), from), len),
                 None => me.table.mem().copy((own_page()?.mfn(), to), (page.mfn(), from), len),
             }
+            table.count_copy(len);
             Ok(())
         });
         table.settle(reference);
@@ -211,6 +212,9 @@ impl<M: Memory> Copier<'_, '_, M> {
         let read = self.hold(Side::Source, &op.source)?;
         let write = self.hold(Side::Dest, &op.dest)?;
         self.me.table.mem().copy((write, to), (read, from), len);
+        for side in [Side::Source, Side::Dest] {
+            self.tables.get(side).into_iter().for_each(|table| table.count_copy(len));
+        }
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::grant_table as abi;
+use guest_abi::isthmus::GrantStats;
 use guest_abi::num::{high_u32, low_u16};
 use guest_abi::{DomId, Errno, Gfn, GrantRef};
 
@@ -110,6 +111,16 @@ pub(super) struct Inner {
     users: Vec<Box<[Users; ENTRIES]>>,
     pub(super) tracks: Tracks,
     pub(super) is_dying: bool,
+    uses: Use,
+}
+
+/// What others have done with the pages that are granted here.
+#[derive(Default)]
+struct Use {
+    maps: u64,
+    unmaps: u64,
+    copies: u64,
+    copied_bytes: u64,
 }
 
 pub(super) type Locked<'a> = LockGuard<'a, Inner>;
@@ -125,6 +136,7 @@ impl GrantTable {
             users: Vec::new(),
             tracks: Tracks::new(limits.mappings),
             is_dying: false,
+            uses: Use::default(),
         };
         Self {
             domain,
@@ -156,6 +168,17 @@ impl GrantTable {
     #[must_use]
     pub fn nr_mapped(&self) -> u32 {
         self.inner.lock().tracks.nr_mapped()
+    }
+
+    /// What was done with its pages.
+    #[must_use]
+    pub fn stats(&self) -> GrantStats {
+        let inner = self.inner.lock();
+        let Use { maps, unmaps, copies, copied_bytes } = inner.uses;
+        let table_frames = u32::try_from(inner.frames.len()).unwrap_or(u32::MAX);
+        let mapped_by_it = inner.tracks.nr_mapped();
+        let domid = self.domain.raw();
+        GrantStats { domid, table_frames, mapped_by_it, maps, unmaps, copies, copied_bytes, ..GrantStats::default() }
     }
 
     /// The first mapping at handle `from` or behind it, with its handle; for listing them all.
@@ -302,7 +325,14 @@ impl Inner {
     pub(super) fn count(&mut self, reference: GrantRef, access: Access) {
         if let Some(users) = self.users(reference) {
             *users.of(access) += 1;
+            self.uses.maps += 1;
         }
+    }
+
+    /// Counts a piece that was copied from or to a page.
+    pub(super) fn count_copy(&mut self, len: usize) {
+        self.uses.copies += 1;
+        self.uses.copied_bytes += len as u64;
     }
 
     /// Whether the table is large enough for an entry.
@@ -320,6 +350,7 @@ impl Inner {
         // The counts are gone once the granter's frames are released.
         if let Some(users) = self.users(reference) {
             *users.of(access) -= 1;
+            self.uses.unmaps += 1;
             self.settle(reference);
         }
     }

@@ -29,6 +29,7 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
         abi::ISTHMUS_DOMAIN_COPY => copy::domain_copy(call),
         abi::ISTHMUS_CONSOLE_READ => console_read(call),
         abi::ISTHMUS_PCPU_COUNTERS => pcpu_counters(call),
+        abi::ISTHMUS_GRANT_STATS => grant_stats(call),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -96,6 +97,15 @@ fn console_read(call: &mut Call<'_>) -> HypercallResult {
     }
     argument.len = written;
     call.write(call.arg1(), &argument)?;
+    DONE
+}
+
+fn grant_stats(call: &mut Call<'_>) -> HypercallResult {
+    let argument: abi::GrantStats = call.read(call.arg1())?;
+    check_version(argument.interface_version)?;
+    let domain = call.subject(argument.domid)?;
+    let stats = abi::GrantStats { interface_version: abi::INTERFACE_VERSION, ..domain.grants.stats() };
+    call.write(call.arg1(), &stats)?;
     DONE
 }
 

@@ -519,6 +519,14 @@ fn counters_of_others_are_for_who_controls_them() {
     assert_eq!(ask(&dom0, &|argument| argument.domid = 2).0, failed(Errno::ESRCH));
     let next = ask(&dom0, &|argument| (argument.domid, argument.flags) = (1, isthmus::COUNTERS_NEXT_DOMAIN));
     assert_eq!((next.0, next.1.domid), (0, 1));
+    let grants = |caller: &Guest, domid| {
+        let argument =
+            isthmus::GrantStats { interface_version: isthmus::INTERFACE_VERSION, domid, ..Default::default() };
+        let (result, answer) = caller.call_with(number::HYPERVISOR_ISTHMUS, isthmus::ISTHMUS_GRANT_STATS, argument);
+        (result, answer.domid)
+    };
+    assert_eq!((grants(&guest, SELF), grants(&dom0, 1)), ((0, 1), (0, 1)));
+    assert_eq!((grants(&guest, 0).0, grants(&dom0, 2).0), (failed(Errno::EPERM), failed(Errno::ESRCH)));
     let host_info = |caller: &Guest| {
         caller.put(arg(0), &isthmus::INTERFACE_VERSION);
         caller.call(number::HYPERVISOR_ISTHMUS, [u64::from(isthmus::ISTHMUS_HOST_INFO), arg(0), 0])
