@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use dom0_tools::cli::guests::{self, Act, Ask, Which};
+use dom0_tools::cli::selftest::Mix;
 use dom0_tools::console::attach::Options;
+use dom0_tools::devices::NicConfig;
 use dom0_tools::sys::signal;
 use dom0_tools::toolstack::Start;
 use dom0_tools::{agent, cli, supervisor};
@@ -151,6 +153,9 @@ enum Command {
         /// Its address [default: made of the guest's uuid]
         #[arg(long)]
         mac: Option<String>,
+        /// The largest packet, if not the usual 1500 bytes
+        #[arg(long)]
+        mtu: Option<u16>,
     },
     /// Take a network card from a guest
     NetDetach {
@@ -306,6 +311,20 @@ enum Selftest {
     },
     /// Check that devices are confined by an IOMMU, or that DMA goes through a buffer of the kernel's
     Dma,
+    /// Overwrite a disk or a file in random order past the page cache, and check every block that is read
+    Disk {
+        /// The disk or file; what it holds is lost
+        path: PathBuf,
+        /// Requests of each job, half of them writes
+        #[arg(long, default_value_t = 1000)]
+        operations: u32,
+        /// Requests at the same time
+        #[arg(long, default_value_t = 4)]
+        jobs: u32,
+        /// What the order depends on
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Compare the kernel's clock with the ACPI power-management timer
     Clock {
         /// For how long
@@ -354,7 +373,9 @@ fn run(command: Command) -> Result<ExitCode> {
             done(cli::devices::block_attach(&guest, &source, &disk, readonly))
         }
         Command::BlockDetach { guest, disk, force } => done(cli::devices::block_detach(&guest, &disk, force)),
-        Command::NetAttach { guest, card, bridge, mac } => done(cli::devices::net_attach(&guest, card, &bridge, mac)),
+        Command::NetAttach { guest, card, bridge, mac, mtu } => {
+            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend: None }))
+        }
         Command::NetDetach { guest, card, force } => done(cli::devices::net_detach(&guest, card, force)),
         Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),
         Command::Counters { cpus: true, interval, json, .. } => done(cli::counters::run_cpus(interval, json)),
@@ -372,6 +393,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),
         Command::Selftest(Selftest::Foreign { guest }) => done(cli::selftest::foreign(&guest)),
         Command::Selftest(Selftest::Dma) => done(cli::info::check_dma()),
+        Command::Selftest(Selftest::Disk { path, operations, jobs, seed }) => {
+            done(cli::selftest::disk(&path, Mix { operations, jobs, seed }))
+        }
         Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
         Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
         Command::Store(options) => done(cli::store::run(&options)),

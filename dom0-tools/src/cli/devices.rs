@@ -57,17 +57,16 @@ pub fn block_detach(name: &str, disk: &str, force: bool) -> Result<()> {
 ///
 /// # Errors
 /// There is no such guest or bridge, or the card cannot be made.
-pub fn net_attach(name: &str, card: u32, bridge: &str, mac: Option<String>) -> Result<()> {
+pub fn net_attach(name: &str, card: u32, config: NicConfig) -> Result<()> {
     let attach = || {
-        if let Some(Err(reason)) = mac.as_deref().map(Mac::parse) {
-            bail!("--mac {}: {reason}", mac.as_deref().unwrap_or_default());
+        if let Some(Err(reason)) = config.mac.as_deref().map(Mac::parse) {
+            bail!("--mac {}: {reason}", config.mac.as_deref().unwrap_or_default());
         }
-        if let Err(reason) = devices::check_bridge(bridge) {
-            bail!("--bridge {bridge}: {reason}");
+        if let Err(reason) = devices::check_bridge(&config.bridge) {
+            bail!("--bridge {}: {reason}", config.bridge);
         }
         let guest = guest(name)?;
         let uuid = guest.record.as_ref().map_or_else(Uuid::new_v4, |record| record.uuid);
-        let config = NicConfig { bridge: bridge.to_owned(), mac: mac.clone(), mtu: None, backend: None };
         Devices::open()?.attach_nic(guest.id, &config, card, uuid)
     };
     attach().with_context(|| format!("attaching a network card to {name}"))
@@ -91,6 +90,14 @@ struct DomainStats {
     exits: Vec<(&'static str, u64)>,
     /// Hypercalls about grants: maps, unmaps and copies, each of one or many.
     grant_calls: u64,
+    /// How often others mapped a page that it grants.
+    grants_mapped: u64,
+    /// Such mappings that exist now.
+    grants_mapped_now: u64,
+    /// Pieces that others copied from or to a page that it grants.
+    grants_copied: u64,
+    /// Their bytes.
+    grant_bytes_copied: u64,
     /// Hypercalls about event channels, sending above all.
     event_calls: u64,
     devices: Vec<DeviceStats>,
@@ -116,6 +123,10 @@ pub fn show_stats(name: Option<&str>, json: bool) -> Result<()> {
         println!("{} ({})", domain.name, domain.id);
         println!("  exits: {}", exits.join(", "));
         println!("  hypercalls: {} about grants, {} about events", domain.grant_calls, domain.event_calls);
+        println!(
+            "  its grants: mapped {} times, {} now; {} pieces copied ({} bytes)",
+            domain.grants_mapped, domain.grants_mapped_now, domain.grants_copied, domain.grant_bytes_copied
+        );
         domain.devices.iter().for_each(|device| println!("  {device}"));
     }
     Ok(())
@@ -130,7 +141,12 @@ fn of(privcmd: &Privcmd, guest: &Guest) -> Result<DomainStats> {
     };
     let calls = |number: u32| total(|vcpu| &vcpu.hypercalls, VcpuId::new(number).index());
     let exits = REASON_NAMES.iter().enumerate().map(|(at, name)| (*name, total(|vcpu| &vcpu.exits, at)));
+    let grants = privcmd.grant_stats(guest.id)?;
     Ok(DomainStats {
+        grants_mapped: grants.maps,
+        grants_mapped_now: grants.maps.saturating_sub(grants.unmaps),
+        grants_copied: grants.copies,
+        grant_bytes_copied: grants.copied_bytes,
         name: guest.name.clone(),
         id: guest.id.raw(),
         exits: exits.filter(|(_, count)| *count != 0).collect(),

@@ -64,6 +64,9 @@ pub struct Halves {
 /// A folder, its permissions, and what it holds.
 pub type Folder = (String, [String; 2], Vec<(&'static str, String)>);
 
+/// Node of a disk's backend: what the disk is on, under whatever name. Ours: nobody else reads it.
+pub const SOURCE: &str = "isthmus-source";
+
 /// The domain of all backends.
 const BACKEND: DomId = DomId::DOM0;
 
@@ -79,7 +82,7 @@ impl Halves {
         Self {
             class,
             front: format!("/local/domain/{}/device/{name}/{number}", guest.raw()),
-            back: format!("/local/domain/{}/backend/{name}/{}/{number}", BACKEND.raw(), guest.raw()),
+            back: format!("{}/{}/{number}", all_backs(class), guest.raw()),
             guest,
             number,
             front_values: Vec::new(),
@@ -98,6 +101,12 @@ impl Halves {
     #[must_use]
     pub fn error(&self) -> String {
         self.back.replacen("/backend/", "/error/backend/", 1)
+    }
+
+    /// A value of the back's folder as it is to be written.
+    #[must_use]
+    pub fn back_value(&self, name: &str) -> Option<&str> {
+        self.back_values.iter().find(|(node, _)| *node == name).map(|(_, value)| value.as_str())
     }
 
     /// Both folders as they are to be written.
@@ -122,9 +131,10 @@ impl Halves {
     }
 }
 
-/// A disk. `source` is the major and minor number of the block device behind it.
+/// A disk. `source` is the major and minor number of the block device behind it, and what it is known by.
 #[must_use]
-pub fn disk(guest: DomId, disk: VirtualDisk, name: &str, config: &DiskConfig, source: (u32, u32)) -> Halves {
+pub fn disk(guest: DomId, disk: VirtualDisk, name: &str, config: &DiskConfig, source: ((u32, u32), String)) -> Halves {
+    let ((major, minor), identity) = source;
     use blkif::node;
     let mode = if config.readonly { "r" } else { "w" };
     Halves {
@@ -135,7 +145,8 @@ pub fn disk(guest: DomId, disk: VirtualDisk, name: &str, config: &DiskConfig, so
             ("type", "phy".to_owned()),
             ("dev", name.to_owned()),
             ("params", config.source.display().to_string()),
-            (node::PHYSICAL_DEVICE, format!("{:x}:{:x}", source.0, source.1)),
+            (node::PHYSICAL_DEVICE, format!("{major:x}:{minor:x}")),
+            (SOURCE, identity),
             (xenbus::HOTPLUG_STATUS, xenbus::HOTPLUG_CONNECTED.to_owned()),
         ],
         ..Halves::of(guest, Device::Disk(disk))
@@ -156,10 +167,16 @@ pub fn nic(guest: DomId, number: u32, mac: Mac, config: &NicConfig) -> Halves {
     Halves { front_values, back_values, ..Halves::of(guest, Device::Nic(number)) }
 }
 
+/// The folder that holds all backends of a class, by guest and number.
+#[must_use]
+pub fn all_backs(class: Class) -> String {
+    format!("/local/domain/{}/backend/{}", BACKEND.raw(), class.name())
+}
+
 /// The folders that hold all backends of a guest.
 #[must_use]
 pub fn back_folders(guest: DomId) -> [String; 2] {
-    Class::ALL.map(|class| format!("/local/domain/{}/backend/{}/{}", BACKEND.raw(), class.name(), guest.raw()))
+    Class::ALL.map(|class| format!("{}/{}", all_backs(class), guest.raw()))
 }
 
 #[cfg(test)]
@@ -176,7 +193,7 @@ mod tests {
     fn a_disk_has_what_linux_reads() {
         let config = DiskConfig { source: PathBuf::from("/d.img"), name: None, readonly: true, backend: None };
         let xvdb = VirtualDisk::from_name("xvdb").unwrap();
-        let halves = disk(DomId::new(7), xvdb, "xvdb", &config, (7, 31));
+        let halves = disk(DomId::new(7), xvdb, "xvdb", &config, ((7, 31), "file (1, 2)".into()));
         let [front, back] = halves.nodes();
         assert_eq!(
             (front.0.as_str(), front.1.clone()),

@@ -21,7 +21,12 @@ pub enum Source {
     /// A block device, open.
     Block(File),
     /// A file, by a loop device that lasts until this is dropped and the backend has closed it.
-    File(LoopDevice),
+    File {
+        /// The block device.
+        device: LoopDevice,
+        /// What is the same file under whatever name: its file system and its number there.
+        file: (u64, u64),
+    },
 }
 
 impl Source {
@@ -30,23 +35,34 @@ impl Source {
     /// # Errors
     /// It is neither, or cannot be opened.
     pub fn open(path: &Path, read_only: bool) -> Result<Self> {
+        // A folder cannot even be opened to write.
+        ensure!(!path.is_dir(), "its source is a folder, neither a file nor a block device");
         let file = OpenOptions::new().read(true).write(!read_only).open(path).context("opening its source")?;
-        let kind = file.metadata()?.file_type();
-        if kind.is_block_device() {
+        let metadata = file.metadata()?;
+        if metadata.file_type().is_block_device() {
             return Ok(Self::Block(file));
         }
-        ensure!(kind.is_file(), "its source is neither a file nor a block device");
-        ensure!(file.metadata()?.len() >= 512, "its source has no whole sector: truncate -s makes a file larger");
+        ensure!(metadata.is_file(), "its source is neither a file nor a block device");
+        ensure!(metadata.len() >= 512, "its source has no whole sector: truncate -s makes a file larger");
         load("loop")?;
-        Ok(Self::File(LoopDevice::new(&file, read_only)?))
+        Ok(Self::File { device: LoopDevice::new(&file, read_only)?, file: (metadata.dev(), metadata.ino()) })
     }
 
     /// Major and minor number of the block device.
     #[must_use]
     pub fn number(&self) -> (u32, u32) {
-        let (Self::Block(file) | Self::File(LoopDevice { device: file, .. })) = self;
+        let (Self::Block(file) | Self::File { device: LoopDevice { device: file, .. }, .. }) = self;
         let number = file.metadata().map(|metadata| metadata.rdev()).unwrap_or_default();
         (rustix::fs::major(number), rustix::fs::minor(number))
+    }
+
+    /// What tells it from every other source in dom0.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Block(_) => format!("block {:?}", self.number()),
+            Self::File { file, .. } => format!("file {file:?}"),
+        }
     }
 }
 

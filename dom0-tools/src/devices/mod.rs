@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use guest_abi::DomId;
+use guest_abi::io::blkif::node;
 use guest_abi::io::xenbus::State;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -213,7 +214,7 @@ impl Devices {
         let what = || format!("disk {name} ({})", disk.source.display());
         let number = VirtualDisk::from_name(name).with_context(|| format!("{name} is none of xvda to xvdz"))?;
         let source = host::Source::open(&disk.source, disk.readonly).with_context(what)?;
-        let halves = halves::disk(guest, number, name, disk, source.number());
+        let halves = halves::disk(guest, number, name, disk, (source.number(), source.identity()));
         self.attach(&halves).with_context(what)?;
         let opened = halves.sysfs().join("physical_device");
         if let Err(error) = self.wait_for(&halves, "the backend to open it", |_| opened.exists()) {
@@ -259,7 +260,11 @@ impl Devices {
         ensure!(!exists, "the guest has a device of this name already");
         let nodes = halves.nodes();
         let error = halves.error();
-        self.store.transaction(|view| {
+        let user = self.store.transaction(|view| {
+            let user = other_user(view, halves)?;
+            if user.is_some() {
+                return Ok(user);
+            }
             // Left by an earlier device of this number; nobody else removes it.
             remove_if_there(view, &error)?;
             for (folder, permissions, values) in &nodes {
@@ -268,9 +273,12 @@ impl Devices {
                 // What is in the folder has its permissions.
                 values.iter().try_for_each(|(name, value)| view.write(&format!("{folder}/{name}"), value))?;
             }
-            Ok(())
+            Ok(None)
         })?;
-        Ok(())
+        match user {
+            Some(user) => bail!("its source is {user} already: give it a copy, or both of them readonly = true"),
+            None => Ok(()),
+        }
     }
 
     /// Takes a device from a guest: asks for it, or with `force` takes it away.
@@ -330,6 +338,35 @@ impl Devices {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+}
+
+/// The disk that has the same source, unless both only read it. Looked at in the transaction that makes the new one, so
+/// of two that are made at the same time one is refused.
+fn other_user(view: &mut View<'_>, halves: &Halves) -> Result<Option<String>, Error> {
+    let (Some(source), Some(mode)) = (halves.back_value(halves::SOURCE), halves.back_value(node::MODE)) else {
+        return Ok(None);
+    };
+    let all = halves::all_backs(halves.class);
+    for guest in children(view, &all)? {
+        for number in children(view, &format!("{all}/{guest}"))? {
+            let back = format!("{all}/{guest}/{number}");
+            let is_same = view.read_text(&format!("{back}/{}", halves::SOURCE))?.as_deref() == Some(source);
+            let is_read_only =
+                mode == "r" && view.read_text(&format!("{back}/{}", node::MODE))?.as_deref() == Some("r");
+            if is_same && !is_read_only && back != halves.back {
+                let name = view.read_text(&format!("{back}/dev"))?.unwrap_or(number);
+                return Ok(Some(format!("disk {name} of domain {guest}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn children(view: &mut View<'_>, path: &str) -> Result<Vec<String>, Error> {
+    match view.list(path) {
+        Err(error) if error.code() == Some(Code::Enoent) => Ok(Vec::new()),
+        other => other,
     }
 }
 

@@ -4,8 +4,10 @@
 //! Each test drives the hypervisor through the kernel's own devices, with this domain on both ends,
 //! and ends at the first thing that is not as it should be.
 
+mod disk;
 mod foreign;
 
+pub use disk::{Mix, disk};
 pub use foreign::foreign;
 
 use std::time::{Duration, Instant};

@@ -3,8 +3,9 @@
 
 use guest_abi::hypercall::{HYPERVISOR_ISTHMUS, HYPERVISOR_XEN_VERSION};
 use guest_abi::isthmus::{
-    COUNTERS_NEXT_DOMAIN, COUNTERS_STATE_MASK, COUNTERS_STATE_SHIFT, HostInfo, INTERFACE_VERSION, ISTHMUS_HOST_INFO,
-    ISTHMUS_PCPU_COUNTERS, ISTHMUS_VCPU_COUNTERS, PcpuCounters, REASON_NAMES, VcpuCounters,
+    COUNTERS_NEXT_DOMAIN, COUNTERS_STATE_MASK, COUNTERS_STATE_SHIFT, GrantStats, HostInfo, INTERFACE_VERSION,
+    ISTHMUS_GRANT_STATS, ISTHMUS_HOST_INFO, ISTHMUS_PCPU_COUNTERS, ISTHMUS_VCPU_COUNTERS, PcpuCounters, REASON_NAMES,
+    VcpuCounters,
 };
 use guest_abi::num::{low_u16, low_u32, to_usize};
 use guest_abi::version::{
@@ -106,6 +107,19 @@ impl Privcmd {
             Ok(buffer.get(0))
         };
         (0..self.host_info()?.nr_pcpus).map(read).collect()
+    }
+
+    /// What was done with the pages that a domain grants.
+    ///
+    /// # Errors
+    /// As for [`Privcmd::host_info`], and ESRCH for a domain that does not exist.
+    pub fn grant_stats(&self, domain: DomId) -> Result<GrantStats, Error> {
+        let buffer = self.buffer(GrantStats::SIZE)?;
+        let domid = domain.raw();
+        buffer.put(0, &GrantStats { interface_version: INTERFACE_VERSION, domid, ..GrantStats::default() });
+        // SAFETY: the structure lies in the buffer, which is long enough, and holds no address.
+        unsafe { self.hypercall(HYPERVISOR_ISTHMUS, [u64::from(ISTHMUS_GRANT_STATS), buffer.address(), 0, 0, 0]) }?;
+        Ok(buffer.get(0))
     }
 
     /// What a vCPU has cost.
