@@ -17,7 +17,7 @@ use crate::{report, toolchain, workspace};
 
 /// The target of programs that run in dom0.
 const DOM0_TARGET: &str = "x86_64-unknown-linux-gnu";
-const DOM0_FLAGS: &str = "-Ctarget-feature=+crt-static";
+const DOM0_FLAGS: &str = "-Ctarget-feature=+crt-static -Cstrip=symbols";
 
 #[derive(Args)]
 pub(crate) struct Options {
