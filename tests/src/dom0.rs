@@ -124,10 +124,9 @@ pub const SESSIONS: &[Session] = &[
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
     Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
     Session {
-        tier: Tier::Long,
         guest: "6.1-cloud",
         packages: &["e2fsprogs"],
-        micro_guests: &["block_front"],
+        micro_guests: &["block_front", "net_front", "hostile_front"],
         append: "isthmus.devices=off",
         ..Session::new("devices", SVM, devices::DISK_AND_NETWORK)
     },

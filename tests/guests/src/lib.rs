@@ -17,6 +17,8 @@ pub mod apic;
 pub mod boot;
 pub mod control;
 pub mod cpu;
+pub mod device;
+pub mod disk;
 pub mod events;
 pub mod grants;
 pub mod hypercall;

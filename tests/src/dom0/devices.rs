@@ -1,129 +1,238 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Disks and network cards of a guest: Linux' own frontends in it, Linux' own backends in dom0.
 //!
-//! The guest is the demo guest with a script behind its initial RAM disk. What it says goes to its console; dom0 looks
-//! at the same data from its side.
+//! The guest is the demo guest with a script before its initial RAM disk (`devices/guest.sh`), whose functions dom0 calls
+//! by the guest's console. What a check shows is looked at from both sides.
 
 use super::{Command, Output, ends, prints};
 
-/// Makes a guest whose script does its part, and waits for its end.
-const SETUP: Command = Command {
-    limit_seconds: 400,
-    ..prints(
+/// Functions for dom0's shell before the text: `g FUNCTION [SECONDS]` has the guest do something.
+macro_rules! with_guest {
+    ($text:expr) => {
+        concat!(
+            r#"cd /tmp; mkfifo hold 2>/dev/null; exec 9<>hold
+g() {
+    n=$(($(cat calls) + 1)); echo $n >calls
+    echo "/t $1 $n" | isthmus console devices --until "END-$n" --timeout ${2:-100} >said
+    grep -q "status 0 END-$n" said || { echo "$1 failed:"; tail -n 20 said; return 1; }
+}
+count() { cat /sys/class/net/vif*.0/statistics/$1; }
+"#,
+            $text
+        )
+    };
+}
+
+/// Runs a micro-guest with a device to its end; what failed in it, or that it is done.
+macro_rules! micro {
+    ($name:literal, $device:literal, $after:literal) => {
+        concat!(
+            "cd /tmp; truncate -s 1M micro.img; ip address add 192.168.77.1/24 dev isthmus0 2>/dev/null\n",
+            "printf '%s\\n' 'name = \"",
+            $name,
+            "\"' 'kernel = \"/var/lib/isthmus/micro/",
+            $name,
+            "\"' 'memory = 16' 'on_poweroff = \"preserve\"' 'on_crash = \"preserve\"' \"",
+            $device,
+            "\" >micro.toml\nisthmus create micro.toml && isthmus wait ",
+            $name,
+            " --timeout 120\nisthmus console --serial ",
+            $name,
+            " | grep -E 'FAIL|DONE'; isthmus destroy ",
+            $name,
+            "\n",
+            $after
+        )
+    };
+}
+
+const fn within(limit_seconds: u64, command: Command) -> Command {
+    Command { limit_seconds, ..command }
+}
+
+/// Makes the guest. What memory is free before is compared with what is free at its end.
+const STARTS: Command = within(
+    400,
+    prints(
         "guest-with-disk-and-network-card",
-        r#"cd /tmp; truncate -s 64M disk.img; mkfs.ext4 -q disk.img; truncate -s 8M more.img
-mkdir -p x/etc/rc.d
-cat >x/etc/rc.d/50-devices <<'END'
+        concat!(
+            r#"cd /tmp; echo 0 >calls; isthmus info --json | grep free_kib >free; truncate -s 64M disk.img; truncate -s 16M more.img
+libs=usr/lib/x86_64-linux-gnu; mkdir -p x/etc x/usr/bin x/usr/sbin x/usr/lib64 x/$libs; cp /etc/mke2fs.conf x/etc/
+cp /usr/bin/isthmus x/usr/bin/; cp /usr/sbin/mkfs.ext4 x/usr/sbin/; cp /usr/lib64/ld-linux-x86-64.so.2 x/usr/lib64/
+for lib in c ext2fs com_err blkid uuid e2p; do cp /$libs/lib$lib.so.* x/$libs/; done
+cat >x/checks <<'END'
+"#,
+            include_str!("devices/guest.sh"),
+            r#"END
+cat >x/t <<'END'
 #!/bin/sh
-exec >/dev/hvc0 2>&1
-mkdir -p /disk; mount -t ext4 /dev/xvda /disk
-ip link set eth0 up; ip address add 192.168.77.2/24 dev eth0
-head -c 16777216 /dev/urandom >/disk/file; sync; echo 3 >/proc/sys/vm/drop_caches
-sha256sum /disk/file >/disk/sum; sync; echo 3 >/proc/sys/vm/drop_caches
-sha256sum -c /disk/sum
-until ping -c 1 -W 1 192.168.77.1 >/dev/null; do sleep 1; done
-nc 192.168.77.1 5000 </disk/file
-nc 192.168.77.1 5001 >/disk/received
-umount /disk; echo PART ONE
-while [ ! -b /dev/xvdb ]; do sleep 0.2; done
-head -c 4194304 /dev/urandom >/tmp/b; dd if=/tmp/b of=/dev/xvdb bs=64k conv=fsync 2>/dev/null
-echo 3 >/proc/sys/vm/drop_caches; head -c 4194304 /dev/xvdb | cmp - /tmp/b && echo PART TWO
-while [ -b /dev/xvdb ]; do sleep 0.2; done; echo PART THREE
+. /checks; ("$1") 2>&1; echo "status $? END-$2"
 END
-chmod +x x/etc/rc.d/50-devices
-(cd x && find . | cpio -o -H newc 2>/dev/null | gzip) >extra; cat extra /var/lib/isthmus/demo/initrd >initrd
+chmod +x x/t; (cd x && find . | cpio -o -H newc 2>/dev/null) >extra; cat extra /var/lib/isthmus/demo/initrd >initrd
 cat >devices.toml <<'END'
 name = "devices"
 kernel = "/var/lib/isthmus/demo/vmlinuz"
 initrd = "initrd"
 cmdline = "console=hvc0"
-memory = 160
+memory = 192
 [[disk]]
 source = "disk.img"
 [[nic]]
 END
 isthmus create devices.toml && ip address add 192.168.77.1/24 dev isthmus0
-head -c 8388608 /dev/urandom >sent
-nc -l -p 5000 >received; nc -l -p 5001 <sent
-isthmus console devices --until 'PART ONE' --timeout 300 | grep -o 'file: OK' | head -1"#,
-        Output::With(&["is domain", "file: OK"]),
-    )
-};
+isthmus console devices --until 'is up with 1 CPU' --timeout 300 | grep -o 'is up with 1 CPU'"#
+        ),
+        Output::With(&["is domain", "is up"]),
+    ),
+);
 
 /// All of them, in this order in one boot.
 pub(super) const DISK_AND_NETWORK: &[Command] = &[
-    SETUP,
-    prints(
-        "disk-is-clean-and-holds-what-was-written",
-        "cd /tmp; e2fsck -fn disk.img >/dev/null && mkdir -p m && mount -o loop,ro disk.img m &&
-         (cd m && sha256sum file | cut -d ' ' -f 1; cut -d ' ' -f 1 sum) | uniq | wc -l; cp m/file m/received .",
-        Output::Exactly("1\n"),
+    STARTS,
+    within(200, prints("ext4-keeps-16-mib", with_guest!("g file_system 180 && echo kept"), Output::Exactly("kept\n"))),
+    within(200, prints("network-comes-up", with_guest!("g network && echo answers"), Output::Exactly("answers\n"))),
+    within(
+        200,
+        prints(
+            "guest-sends-16-mib-in-large-packets",
+            with_guest!(
+                "before=$(count rx_packets); nc -l -p 5000 <&9 >received & g sends; wait $!
+                 packets=$(($(count rx_packets) - before)); sha256sum received | cut -d ' ' -f 1 >sum; wc -c <received
+                 [ $packets -lt $((16777216 / 4344)) ] && echo large || echo $packets packets"
+            ),
+            Output::Exactly("16777216\nlarge\n"),
+        ),
     ),
-    prints("network-brings-what-the-guest-sent", "cmp /tmp/file /tmp/received && echo same", Output::Exactly("same\n")),
-    prints(
-        "network-brings-what-was-sent-to-the-guest",
-        "cmp /tmp/sent /tmp/m/received && echo same; umount /tmp/m",
-        Output::Exactly("same\n"),
+    within(
+        200,
+        prints(
+            "guest-receives-16-mib-in-large-packets",
+            with_guest!(
+                "cat received received | tail -c +100001 | head -c 16777216 >sent
+                 before=$(count tx_packets); nc -l -p 5001 <sent & g receives; wait $!
+                 packets=$(($(count tx_packets) - before))
+                 [ $packets -lt $((16777216 / 4344)) ] && echo large || echo $packets packets; g unmount"
+            ),
+            Output::Exactly("large\n"),
+        ),
     ),
-    Command {
-        limit_seconds: 120,
-        ..prints(
-            "block-attach-and-detach",
-            "cd /tmp; isthmus block-attach devices more.img xvdb &&
-             isthmus console devices --until 'PART TWO' --timeout 100 | grep -o 'PART TWO' | head -1
-             isthmus block-detach devices xvdb && isthmus console devices --until 'PART THREE' --timeout 60 >/dev/null &&
-             losetup -a | grep -c more.img",
-            Output::Exactly("PART TWO\n0\n"),
-        )
-    },
+    within(
+        100,
+        prints(
+            "both-sides-have-the-same",
+            "cd /tmp; e2fsck -fn disk.img >/dev/null && mkdir -p m && mount -t ext4 -o loop,ro disk.img m && (cd m && sha256sum -c sum)
+             cut -d ' ' -f 1 m/sum | cmp - sum && cmp m/received sent && echo same; umount m; rm received",
+            Output::Exactly("file: OK\nsame\n"),
+        ),
+    ),
+    within(
+        100,
+        prints(
+            "disk-is-plugged-in",
+            with_guest!("isthmus block-attach devices more.img xvdb && g second_disk && echo there"),
+            Output::Exactly("there\n"),
+        ),
+    ),
+    within(
+        200,
+        prints("random-mix-is-verified", with_guest!("g mix 180 && echo verified"), Output::Exactly("verified\n")),
+    ),
+    within(
+        100,
+        prints(
+            "disk-is-unplugged",
+            with_guest!("isthmus block-detach devices xvdb && g no_second_disk && losetup -a | grep more.img | wc -l"),
+            Output::Exactly("0\n"),
+        ),
+    ),
+    within(
+        100,
+        prints(
+            "disk-that-is-taken-away-is-an-error",
+            with_guest!(
+                "isthmus block-attach devices more.img xvdb && g second_disk && g reads &&
+                 isthmus block-detach devices xvdb --force && g reading_fails && echo fails"
+            ),
+            Output::Exactly("fails\n"),
+        ),
+    ),
+    within(
+        100,
+        prints(
+            "card-with-packets-of-9000-bytes-is-plugged-in-and-out",
+            with_guest!(
+                "brctl addbr big && ip link set big up && ip address add 192.168.78.1/24 dev big
+                 isthmus net-attach devices 1 --bridge big --mtu 9000 && ip link set big mtu 9000 && g big_packets && echo big
+                 isthmus net-detach devices 1 && g no_second_card && echo gone; ip link set big down; brctl delbr big"
+            ),
+            Output::Exactly("big\ngone\n"),
+        ),
+    ),
     prints(
         "stats-count-requests-and-bytes",
         "isthmus stats devices; isthmus stats devices --json | grep -E -c 'bytes_written|bytes_sent'",
-        Output::With(&["disk 51712", "network card vif", "hypercall", "\n2\n"]),
+        Output::With(&["disk 51712", "network card vif", "hypercall", "its grants: mapped ", "\n2\n"]),
     ),
     prints(
         "bad-devices-are-refused-by-name",
         "cd /tmp; isthmus block-attach devices nothing.img xvdc 2>&1; isthmus block-attach devices /dev xvdc 2>&1
          isthmus block-attach devices more.img xvda 2>&1; isthmus block-detach devices xvdz 2>&1
-         isthmus net-attach devices 1 --bridge br9 2>&1; isthmus block-attach nobody more.img xvdc 2>&1",
+         ln -sf disk.img same.img; isthmus block-attach devices same.img xvdc --readonly 2>&1
+         isthmus net-attach devices 1 --bridge br9 2>&1; isthmus block-attach nobody more.img xvdc 2>&1 || :",
         Output::With(&[
             "disk xvdc (/tmp/nothing.img): opening its source: No such file",
             "neither a file nor a block device",
             "has a device of this name already",
             "the guest has no such device",
+            "(/tmp/same.img): its source is disk xvda of domain 1 already",
             "there is no bridge br9 in dom0",
             "no domain is called nobody",
         ]),
     ),
-    prints(
-        "nothing-is-left-when-the-guest-is-destroyed",
-        "isthmus destroy devices; for i in $(seq 50); do
-           left=$(ls /sys/bus/xen-backend/devices /sys/class/net | grep -c -E '^(vbd-|vif)'; losetup -a | grep -c tmp
-                  isthmus store ls /local/domain/0/backend/vbd 2>/dev/null | wc -l)
-           if [ \"$(echo $left)\" = '0 0 0' ]; then echo nothing; exit; fi; sleep 0.2
-         done; echo \"$left\"",
-        Output::Exactly("nothing\n"),
+    within(
+        150,
+        prints(
+            "nothing-is-left-of-a-guest-that-panics-at-work",
+            r#"cd /tmp; nc -l -p 5002 </dev/zero >/dev/null 2>&1 &
+echo '/t panics 0' | isthmus console devices --timeout 10 >/dev/null; isthmus wait devices --timeout 60; kill %1; end=$(($(date +%s) + 60))
+while [ $(date +%s) -lt $end ]; do
+    left=$(ls /sys/bus/xen-backend/devices /sys/class/net | grep -c -E '^(vbd-|vif)'; losetup -a | grep -c tmp
+           isthmus store ls /local/domain/0/backend/vbd 2>/dev/null | wc -l; isthmus list | grep -c devices)
+    [ "$(echo $left)" = '0 0 0 0' ] && echo nothing && break; sleep 0.5
+done; echo "$left"
+free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <free) - free)) -lt 64 ] && echo memory is back"#,
+            // What dom0's own tables for mapped pages took stays.
+            Output::With(&["crash", "nothing\n", "memory is back\n"]),
+        ),
     ),
-    Command {
-        limit_seconds: 120,
-        ..prints(
-            "driver-on-guest-abi-and-a-hostile-one",
-            r#"cd /tmp; truncate -s 1M micro.img
-cat >micro.toml <<'END'
-name = "micro"
-kernel = "/var/lib/isthmus/micro/block_front"
-memory = 16
-on_poweroff = "preserve"
-[[disk]]
-source = "micro.img"
-END
-isthmus create micro.toml && isthmus wait micro --timeout 90; isthmus console --serial micro | grep -E 'FAIL|DONE'
-dd if=micro.img bs=4096 skip=1 count=1 2>/dev/null | od -An -tu1 -N 4; isthmus destroy micro; dmesg | grep -c 'Frontend provided bogus ring'"#,
-            Output::With(&["micro is domain", "DONE", "   0   1   2   3
-", "
-1
-"]),
-        )
-    },
-    ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING|Oops|g\\.e\\. 0x'", 0),
+    within(
+        150,
+        prints(
+            "block-driver-on-guest-abi",
+            micro!(
+                "block_front",
+                "[[disk]]\nsource = 'micro.img'",
+                "dd if=micro.img bs=4096 skip=1 count=1 2>/dev/null | od -An -tu1 -N 4
+                 dmesg | grep -c 'Frontend provided bogus ring'"
+            ),
+            Output::With(&["block_front is domain", "DONE", "   0   1   2   3\n", "\n1\n"]),
+        ),
+    ),
+    within(
+        150,
+        prints(
+            "net-driver-on-guest-abi",
+            micro!("net_front", "[[nic]]", "dmesg | grep -c 'fatal error; disabling device'"),
+            Output::With(&["net_front is domain", "DONE", "\n1\n"]),
+        ),
+    ),
+    within(
+        150,
+        prints(
+            "hostile-block-driver-harms-nobody",
+            micro!("hostile_front", "[[disk]]\nsource = 'micro.img'", "for i in $(seq 50); do losetup -a | grep -q micro || { echo let go; break; }; sleep 0.2; done"),
+            Output::With(&["hostile_front is domain", "DONE", "let go\n"]),
+        ),
+    ),
+    ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING: CPU|Oops|g\\.e\\. 0x'", 0),
 ];
