@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whose code is built in, and under which terms.
 //!
-//! Two checks, both from what cargo knows without the net. Each package of the lock file must offer a licence from a list,
+//! Two checks of the gate, both from what cargo knows without the net. Each package of the lock file must offer a licence from a list,
 //! so that what is built can be given away under ours. And the packages that are linked into the hypervisor, where every
 //! line is trusted, must be those of the table in the book: one more is a decision, not an accident.
 //!
-//! Advisories are not looked at: their database is on a server that a test must not depend on. `cargo audit` does it for
-//! whoever has it installed; the book says so.
+//! Advisories are looked at in the long tier, by `cargo audit` where that is installed and reaches its database, which is on
+//! a server that the gate must not depend on; elsewhere that check is skipped and says so.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,6 +69,42 @@ impl Unit for Deps {
     }
 }
 
+/// `cargo audit`'s status when it found something, and what it says when it could not look.
+const FOUND: i32 = 1;
+const NO_DATABASE: &str = "couldn't fetch advisory database";
+
+/// Advisories about the lock file's packages.
+#[derive(Clone, Copy)]
+pub(super) struct Advisories;
+
+impl Unit for Advisories {
+    fn names(&self) -> Vec<String> {
+        vec!["deps/advisories".to_owned()]
+    }
+
+    fn run(&self, logs: &Path) -> Result<Vec<Judged>> {
+        let name = self.names().concat();
+        let (start, log) = (Instant::now(), log_file(logs, &name));
+        let output = compile::cargo("audit").args(["--deny", "yanked"]).output().context("running cargo")?;
+        let said = [output.stdout, output.stderr].concat();
+        fs::write(&log, &said).with_context(|| format!("writing {}", log.display()))?;
+        let verdict = judge_audit(output.status.code(), &String::from_utf8_lossy(&said));
+        Ok(vec![Judged { name, verdict, took: start.elapsed(), log }])
+    }
+}
+
+fn judge_audit(status: Option<i32>, said: &str) -> Verdict {
+    match status {
+        Some(0) => Verdict::Pass(0),
+        _ if said.contains("no such command") => {
+            Verdict::Skip("cargo-audit is not installed: `cargo install cargo-audit`".to_owned())
+        }
+        _ if said.contains(NO_DATABASE) => Verdict::Skip("its database of advisories cannot be reached".to_owned()),
+        Some(FOUND) => Verdict::Fail("there are advisories or withdrawn versions, see the log".to_owned()),
+        _ => Verdict::Fail("cargo audit failed, see the log".to_owned()),
+    }
+}
+
 /// Packages whose terms are not allowed.
 fn bad_licences() -> Result<Vec<String>> {
     let printed = tool::run(compile::cargo("metadata").args(["--format-version", "1", "--locked"]))?;
@@ -128,6 +164,19 @@ mod tests {
         for terms in ["", "GPL-2.0-only", "MIT AND GPL-2.0-only", "(GPL-2.0-only OR MPL-2.0) AND MIT", "proprietary"] {
             assert!(!is_allowed(terms), "{terms}");
         }
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_skipped_and_what_was_found_fails() {
+        let skipped = |status, said| matches!(judge_audit(Some(status), said), Verdict::Skip(_));
+        assert!(
+            skipped(101, "error: no such command: `audit`") && skipped(1, "error: couldn't fetch advisory database: x")
+        );
+        assert!(matches!(judge_audit(Some(0), ""), Verdict::Pass(0)));
+        assert!(
+            matches!(judge_audit(Some(1), "Crate: a"), Verdict::Fail(_))
+                && matches!(judge_audit(None, ""), Verdict::Fail(_))
+        );
     }
 
     #[test]

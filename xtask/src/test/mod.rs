@@ -106,8 +106,13 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let is_chosen = |unit: &dyn Unit| unit.names().iter().any(|name| is_wanted(name));
     let docs = [docs::Docs].into_iter().filter(|docs| is_chosen(docs)).map(boxed);
     let deps = deps::ALL.into_iter().filter(|deps| is_chosen(deps)).map(boxed);
-    let steps: Vec<_> =
-        docs.chain(deps).chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed)).collect();
+    let is_long = tier >= isthmus_tests::Tier::Long;
+    let advisories = [deps::Advisories].into_iter().filter(|deps| is_long && is_chosen(deps)).map(boxed);
+    let steps: Vec<_> = docs
+        .chain(deps)
+        .chain(advisories)
+        .chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed))
+        .collect();
     // The long ones first: two at a time, the short ones fill the gap at the end.
     let micro = boots::all().filter(|boot| boot.tier() <= tier && is_chosen(boot)).map(boxed);
     let odd = machines::ALL.iter().copied().filter(|odd| odd.tier() <= tier && is_chosen(odd)).map(boxed);

@@ -82,8 +82,9 @@ mod tests {
         let expected = Madt { local_apic: 0xfee0_0000, apic_ids: vec![0, 2, 4], ..Madt::default() };
         assert_eq!(seen.madt, expected);
         let fadt = seen.fadt.unwrap();
-        assert_eq!((fadt.pm_timer, fadt.pm1a_control, fadt.reset, fadt.s5), (None, None, None, None));
-        assert_eq!(&tables.from_address(fadt.dsdt)[..8], b"DSDT\x24\0\0\0");
+        // Only what it needs to switch itself off.
+        assert_eq!((fadt.pm_timer, fadt.pm1a_control, fadt.reset, fadt.s5), (None, None, None, Some((5, 0))));
+        assert_eq!(&tables.from_address(fadt.dsdt)[..4], b"DSDT");
     }
 
     #[test]
