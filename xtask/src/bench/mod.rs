@@ -5,10 +5,11 @@
 //! instructions: figures that do not depend on the machine they are taken on, and come out the same again. They say
 //! nothing of caches or of the price of an exit, which is why exits stand beside them.
 //!
-//! Two boots: a micro-guest that repeats single operations (`tests/guests/src/bin/bench.rs`), and dom0, whose counters
-//! are read when its shell answers. What the figures are held against is in [`figures`].
+//! A micro-guest that repeats single operations (`tests/guests/src/bin/bench.rs`), dom0, whose counters are read when its
+//! shell answers, and guests that dom0 makes ([`guests`]). What the figures are held against is in [`figures`].
 
 mod figures;
+mod guests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,9 +26,10 @@ use crate::emulator::{self, Emulator, Machine, bochs};
 use crate::launch::{Launch, RunDir, Via};
 use crate::run::{self, guests::Guest};
 use crate::setup::{self, Purpose};
-use crate::{dom0, interrupt, report, shell};
+use crate::{dom0, interrupt, report, shell, workspace};
 use figures::Dom0;
 pub(crate) use figures::Report;
+pub(crate) use guests::measure as of_guests;
 
 const GUEST_MEMORY_MIB: u32 = 512;
 const DOM0_MEMORY_MIB: u32 = 2048;
@@ -39,17 +41,27 @@ const DOM0_LIMIT: Duration = Duration::from_secs(600);
 const DOM0_COMMAND: &str = "isthmus counters 0 --json && isthmus bench null-hypercall --json \
     && isthmus counters 0 --json && isthmus bench sleep --json";
 
+/// Between these lines the book has the table.
+const BOOK_BEGIN: &str = "<!-- cargo xtask bench --book writes what follows -->";
+const BOOK_END: &str = "<!-- to here -->";
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the figures into the book, where they are in docs/src/reference/figures.md
+    #[arg(long, conflicts_with_all = ["no_dom0", "no_guests"])]
+    book: bool,
     /// Measure another hypervisor in the same way, for comparison
     #[arg(long, value_enum)]
     peer: Option<Peer>,
     /// Only the micro-guest, which takes seconds, not dom0
     #[arg(long)]
     no_dom0: bool,
+    /// Not the guests of dom0, which take minutes
+    #[arg(long)]
+    no_guests: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,13 +84,29 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     if !options.no_dom0 {
         setup::ensure(&[Purpose::Dom0])?;
         report.dom0 = Some(in_dom0()?);
+        if !options.no_guests {
+            report.add_guests(&of_guests()?)?;
+        }
     }
     print!("{}", report.to_text());
+    if options.book {
+        write_book(&report.to_markdown())?;
+    }
     if let Some(file) = &options.json {
         let json = json!({ "unit": "instructions", "emulator": "qemu", "backend": "svm", "figures": report.to_json() });
         std::fs::write(file, format!("{json:#}\n")).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces the table in the book.
+fn write_book(table: &str) -> Result<()> {
+    let page = workspace::root().join("docs/src/reference/figures.md");
+    let text = std::fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))?;
+    let marks = text.split_once(BOOK_BEGIN).zip(text.split_once(BOOK_END));
+    let ((before, _), (_, after)) = marks.with_context(|| format!("{} has no place for a table", page.display()))?;
+    let text = format!("{before}{BOOK_BEGIN}\n\n{table}\n{BOOK_END}{after}");
+    std::fs::write(&page, text).with_context(|| format!("writing {}", page.display()))
 }
 
 /// A machine whose time-stamp counter counts instructions, as Bochs' always does.
@@ -120,14 +148,20 @@ pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
 
 /// Boots dom0 in QEMU and reads its counters.
 pub(crate) fn in_dom0() -> Result<Dom0> {
+    report::step("measuring dom0's boot and a hypercall from its user space");
+    let (output, log) = ask_dom0(&dom0::Wanted::default(), DOM0_COMMAND)?;
+    Dom0::read(&output, &log)
+}
+
+/// Boots dom0 in QEMU and has it run a command. Returns its output, and the machine's log.
+fn ask_dom0(wanted: &dom0::Wanted, command: &str) -> Result<(String, String)> {
     let dir = RunDir::create("bench-dom0")?;
     let launch = Launch {
         hypervisor: compile::hypervisor(Profile::Release)?.path,
         cmdline: run::hypervisor_cmdline(Emulator::Qemu, Some(&run::dom0_memory(DOM0_MEMORY_MIB))),
-        modules: dom0::modules(&dom0::Wanted::default(), dir.path())?,
+        modules: dom0::modules(wanted, dir.path())?,
     };
     let boot = launch.prepare(Emulator::Qemu, Via::Quickest, dir.path())?;
-    report::step("measuring dom0's boot and a hypercall from its user space");
     let log_file = dir.path().join("log");
     let log = Mutex::new(Log::to_file(&log_file)?);
     let machine = Machine { has_nic: true, ..machine(Emulator::Qemu, boot, DOM0_MEMORY_MIB) };
@@ -135,13 +169,13 @@ pub(crate) fn in_dom0() -> Result<Dom0> {
     let deadline = Instant::now() + DOM0_LIMIT;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (end, talked) =
-        shell::attend(&mut running, &log, deadline, |channel| channel.run(DOM0_COMMAND, &mut out, &mut err, deadline))?;
-    let err = String::from_utf8_lossy(&err);
+        shell::attend(&mut running, &log, deadline, |channel| channel.run(command, &mut out, &mut err, deadline))?;
+    let (out, err) = (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err));
     match talked {
         Ok(Ok(0)) => {}
-        Ok(Ok(status)) => bail!("dom0's command ended with {status}: {err}"),
-        Ok(Err(failure)) | Err(failure) => bail!("dom0: {failure} (the machine's end: {end:?})"),
+        Ok(Ok(status)) => bail!("dom0's command ended with {status}: {err}{out}"),
+        Ok(Err(failure)) | Err(failure) => bail!("dom0: {failure} (the machine's end: {end:?}): {err}{out}"),
     }
     let log = std::fs::read(&log_file).context("reading the log")?;
-    Dom0::read(&String::from_utf8_lossy(&out), &String::from_utf8_lossy(&log))
+    Ok((out, String::from_utf8_lossy(&log).into_owned()))
 }

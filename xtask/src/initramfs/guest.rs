@@ -16,7 +16,7 @@ use crate::debian::Store;
 use crate::kernel::Package;
 
 /// Where dom0 finds the demo guest.
-const FOLDER: &str = "var/lib/isthmus/demo";
+pub(crate) const FOLDER: &str = "var/lib/isthmus/demo";
 /// Drivers of the devices that a domain can have. Those that a kernel does not have are left out.
 const MODULES: &[&str] = &["xen-blkfront", "xen-netfront", "9p", "9pnet_xen", "ext4", "crc32c_generic"];
 
@@ -37,8 +37,20 @@ pub(crate) fn archive(kernel: &Package, target_dir: &Path) -> Result<Vec<u8>> {
     archive::compress(&root.to_cpio()?)
 }
 
-/// The guest's own root.
-fn initrd(kernel: &Package, store: &Store) -> Result<Vec<u8>> {
+/// A guest's root with busybox, these programs, and nothing else.
+///
+/// # Errors
+/// As for [`archive`].
+pub(crate) fn plain_root(target_dir: &Path, programs: [(&str, Vec<u8>); 2]) -> Result<Vec<u8>> {
+    let mut root = skeleton(&Store::new(&target_dir.join("packages"))?)?;
+    for (path, bytes) in programs {
+        root.file(path, true, bytes);
+    }
+    archive::compress(&root.to_cpio()?)
+}
+
+/// busybox and the folders that everybody expects.
+fn skeleton(store: &Store) -> Result<Root> {
     let mut root = Root::new();
     super::busybox(&mut root, store)?;
     for folder in ["dev", "etc/rc.d", "mnt", "proc", "root", "run", "sys", "tmp", "var/log"] {
@@ -46,6 +58,12 @@ fn initrd(kernel: &Package, store: &Store) -> Result<Vec<u8>> {
     }
     root.character_device("dev/console", (5, 1));
     root.character_device("dev/null", (1, 3));
+    Ok(root)
+}
+
+/// The guest's own root.
+fn initrd(kernel: &Package, store: &Store) -> Result<Vec<u8>> {
+    let mut root = skeleton(store)?;
     root.file("etc/inittab", false, include_str!("guest/inittab"));
     root.file("etc/rc", true, include_str!("guest/rc"));
     root.file("etc/console", true, include_str!("guest/console"));

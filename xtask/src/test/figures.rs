@@ -25,6 +25,8 @@ pub(super) enum Figures {
     OnVmx,
     /// dom0's start, and what its user space does, on SVM.
     Dom0,
+    /// Guests that dom0 makes, on SVM.
+    Guests,
 }
 
 /// What a figure is held against.
@@ -37,7 +39,7 @@ enum Held {
 }
 
 /// All of them, the longest first.
-pub(super) const ALL: [Figures; 3] = [Figures::Dom0, Figures::OnVmx, Figures::OnSvm];
+pub(super) const ALL: [Figures; 4] = [Figures::Guests, Figures::Dom0, Figures::OnVmx, Figures::OnSvm];
 
 impl Figures {
     /// The named checks that the measurement is for, with the figures that each holds.
@@ -56,6 +58,13 @@ impl Figures {
                 ),
                 ("figures/nanosleep/svm", &[Held::Goal("nanosleep_1ms")]),
             ],
+            Self::Guests => &[
+                ("figures/guests-create/svm", &[Held::Goal("create_256"), Held::Goal("create_256_dirty")]),
+                ("figures/guests-boot/svm", &[Held::Goal("guest_boot_6.1"), Held::Goal("guest_boot_6.12")]),
+                ("figures/guests-clock/svm", &[Held::Goal("guest_clock_6.1"), Held::Goal("guest_clock_6.12")]),
+                ("figures/guests-foreign-map/svm", &[Held::Goal("dom0_foreign_map_256")]),
+                ("figures/guests-memory/svm", &[Held::Goal("guest_overhead_bytes")]),
+            ],
         }
     }
 
@@ -63,6 +72,9 @@ impl Figures {
         let mut report = bench::micro_guest(if self == Self::OnVmx { Emulator::Bochs } else { Emulator::Qemu })?;
         if self == Self::Dom0 {
             report.dom0 = Some(bench::in_dom0()?);
+        }
+        if self == Self::Guests {
+            report.add_guests(&bench::of_guests()?)?;
         }
         Ok(report)
     }
