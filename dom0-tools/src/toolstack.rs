@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use guest_abi::domctl::{
@@ -281,7 +281,28 @@ impl Toolstack {
         // What it has written to its serial line goes with it unless the supervisor has it by then.
         self.nudge();
         let _lock = self.registry.lock(name)?;
-        self.end(name, guest.id, end)
+        // It may have been started again meanwhile: then that domain is the guest's.
+        let now = self.registry.load(name)?.filter(|now| now.uuid == record.uuid).and_then(|now| now.domain());
+        self.end(name, now.unwrap_or(guest.id), end)
+    }
+
+    /// As [`Toolstack::find`], but a guest that is being started again is waited for.
+    ///
+    /// # Errors
+    /// There is none, or making it takes too long.
+    pub fn find_settled(&self, name: &str) -> Result<Guest> {
+        const TRIES: u32 = 100;
+        for _ in 0..TRIES {
+            match self.find(name) {
+                Err(_) if matches!(self.record(name)?, Some(Record { state: State::Building { .. }, .. })) => {
+                    drop(self.registry.lock(name)?);
+                    // If whoever made it was killed, the supervisor sees to it within a second.
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                other => return other,
+            }
+        }
+        self.find(name)
     }
 
     /// Destroys the domain of a record, under the lock of its name.

@@ -234,7 +234,7 @@ pub fn act(act: Act, names: &[String], json: bool) -> Result<ExitCode> {
             Act::Unpause => "unpausing",
             Act::Destroy => "destroying",
         };
-        let guest = tools.find(name).with_context(|| format!("{verb} {name}"))?;
+        let guest = tools.find_settled(name).with_context(|| format!("{verb} {name}"))?;
         if guest.id == DomId::DOM0 {
             bail!("{verb} {name}: this is the control domain");
         }
