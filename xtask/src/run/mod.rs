@@ -20,6 +20,7 @@ use crate::compile::{self, Profile};
 use crate::console::{End, Log};
 use crate::dom0::Wanted;
 use crate::emulator::{self, Boot, Choice, Emulator, Firmware, Machine, Running};
+use crate::initramfs::guest;
 use crate::kernel::Series;
 use crate::launch::{Launch, RunDir, Via};
 use crate::setup::{self, Purpose};
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     /// Not interactive: run CMD in dom0's shell as root, print its output, power off, exit with its status
     #[arg(long, value_name = "CMD", conflicts_with = "guests")]
     exec: Option<String>,
+    /// With --exec: bring the demo guest's files to dom0 [default: if CMD names their folder]
+    #[arg(long, requires = "exec", conflicts_with = "initrd")]
+    demo: bool,
     #[command(flatten)]
     dom0: Wanted,
     /// More words for the hypervisor's command line
@@ -154,11 +158,12 @@ fn firmware_purposes(firmware: Option<Firmware>) -> &'static [Purpose] {
     }
 }
 
-/// dom0 as asked for, with the demo guest's files, unless its root is the user's own; the guest is started when nobody
-/// says what is to be done instead.
+/// dom0 as asked for. With the demo guest's files, unless its root is the user's own or a command is run that has no use
+/// for them: its kernel is a download of its own. The guest is started when nobody says what is to be done instead.
 fn dom0_with_demo(options: &Options) -> Wanted {
     let mut wanted = options.dom0.clone();
-    if wanted.initrd.is_none() {
+    let is_wanted = options.exec.as_deref().is_none_or(|command| options.demo || command.contains(guest::FOLDER));
+    if wanted.initrd.is_none() && is_wanted {
         wanted.demo = Some(Series::Cloud6_1);
         if options.exec.is_none() {
             wanted.append =
@@ -253,7 +258,29 @@ fn backtrace(log: &Log, hypervisor: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn the_demo_guest_is_there_if_it_is_of_use() {
+        let wanted = |words: &[&str]| {
+            let line = [&["run"], words].concat();
+            let wanted = dom0_with_demo(&Line::try_parse_from(line).unwrap().options);
+            (wanted.demo.is_some(), wanted.append)
+        };
+        assert_eq!(wanted(&["--append", "quiet"]), (true, Some("isthmus.demo=start quiet".to_owned())));
+        assert_eq!(wanted(&["--exec", "uname -r"]), (false, None));
+        assert_eq!(wanted(&["--exec", "isthmus create /var/lib/isthmus/demo/demo.toml"]), (true, None));
+        assert_eq!(wanted(&["--exec", "sh /tests", "--demo"]), (true, None));
+        assert_eq!(wanted(&["--initrd", "mine"]), (false, None));
+    }
 
     #[test]
     fn the_users_words_come_last_on_the_hypervisors_command_line() {
