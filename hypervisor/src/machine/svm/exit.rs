@@ -22,6 +22,9 @@ const INVALID_LOW: u64 = 0xffff_ffff;
 /// Port I/O: the second information word holds the next RIP.
 pub(super) const IO: u64 = 0x7b;
 
+/// The guest is about to return from an interrupt.
+pub(super) const IRET: u64 = 0x74;
+
 /// Decodes the exit that the control block describes.
 pub(super) fn decode(vmcb: &Vmcb) -> Exit {
     // What a busy guest does most comes first.
@@ -34,7 +37,8 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         0x61 => Exit::HostNmi,
         // SMI and INIT are pending for the host; GIF set again by the exit path takes them.
         0x62 | 0x63 => Exit::ExternalInterrupt { vector: None },
-        0x64 => Exit::InterruptWindow,
+        // The return from a handler, too, is waited for to deliver an interrupt.
+        0x64 | IRET => Exit::InterruptWindow,
         0x6f => Exit::Forbidden(Fault::GeneralProtection),
         0x72 => Exit::Cpuid,
         0x73 => Exit::Forbidden(Fault::InvalidOpcode),

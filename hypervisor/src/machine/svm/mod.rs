@@ -209,6 +209,8 @@ pub(crate) struct SvmVcpu {
     generation: u64,
     /// An interrupt that had to make place for a window, to be injected when that opens.
     deferred: Option<u8>,
+    /// The guest is about to return from a handler, which was intercepted.
+    is_at_iret: bool,
     is_loaded: bool,
 }
 
@@ -243,6 +245,7 @@ impl SvmVcpu {
             root: config.p2m_root,
             generation: 0,
             deferred: None,
+            is_at_iret: false,
             is_loaded: false,
         })
     }
@@ -341,6 +344,7 @@ impl VcpuHw for SvmVcpu {
         self.vmcb.tlb_control = 0;
         self.requeue_interrupted_event();
         let exit = exit::decode(&self.vmcb);
+        self.is_at_iret = self.vmcb.exit_code == exit::IRET;
         if exit == Exit::InterruptWindow
             && let Some(vector) = self.deferred.take()
         {
@@ -454,7 +458,7 @@ impl VcpuHw for SvmVcpu {
         self.deferred = None;
         vmcb.event_inj = 0;
         vmcb.v_intr = v_intr::MASKING;
-        vmcb.intercept_1 &= !intercept1::VINTR;
+        vmcb.intercept_1 &= !(intercept1::VINTR | intercept1::IRET);
         vmcb.interrupt_shadow = 0;
         self.lazy.set_xcr0(state.xcr0);
     }
@@ -571,6 +575,15 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn request_window(&mut self, wanted: bool) {
+        // QEMU, which cannot flush one ASID, may deliver twice what is made an event to make place for a window, see
+        // `inject`. There the return from its handler is waited for, and the window asked for at that point.
+        let can_come_twice = !self.shared.features.flush_by_asid;
+        let waits_for_iret = wanted && can_come_twice && self.has_virtual_interrupt() && !self.is_at_iret;
+        self.vmcb.intercept_1 &= !intercept1::IRET;
+        if waits_for_iret {
+            self.vmcb.intercept_1 |= intercept1::IRET;
+            return;
+        }
         // A virtual interrupt of the highest priority that exits just before it is taken.
         if wanted {
             self.free_virtual_interrupt();

@@ -146,6 +146,7 @@ const _: () = {
 /// The first intercept word (offset 0x0c).
 pub(super) mod intercept1 {
     pub(in super::super) const VINTR: u32 = 1 << 4;
+    pub(in super::super) const IRET: u32 = 1 << 20;
     /// INTR, NMI, SMI, INIT; RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, I/O, MSRs, task switches,
     /// FERR freeze and shutdown.
     pub(in super::super) const ALWAYS: u32 = 0xf
