@@ -6,6 +6,7 @@
 
 mod devices;
 mod guests;
+mod tenants;
 
 use crate::{Backend, SVM, Tier, VMX};
 
@@ -133,7 +134,12 @@ pub const SESSIONS: &[Session] = &[
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
     Session { packages: &["xenstore-utils"], append: "isthmus.devices=off", ..Session::new("store", SVM, STORE) },
     Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests", SVM, guests::LIFE) },
-    Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests-bad", SVM, guests::BAD_INPUT) },
+    Session {
+        guest: "6.1-cloud",
+        micro_guests: &["tenant"],
+        append: "isthmus.devices=off",
+        ..Session::new("guests-bad", SVM, guests::BAD_INPUT)
+    },
     Session {
         guest: "6.1-cloud",
         append: "isthmus.devices=off",
@@ -155,7 +161,14 @@ pub const SESSIONS: &[Session] = &[
     },
     Session {
         tier: Tier::Long,
+        guest: "6.12",
+        append: "isthmus.devices=off",
+        ..Session::new("guests-6.12-generic", SVM, guests::LIFE)
+    },
+    Session {
+        tier: Tier::Long,
         guest: "6.1-cloud",
+        micro_guests: &["tenant"],
         append: "isthmus.devices=off",
         ..Session::new("guests-many", SVM, guests::MANY)
     },

@@ -2,7 +2,7 @@
 //! A xenstore client of the smallest kind: one request at a time, over the guest's ring.
 
 use guest_abi::hvm::{HVM_PARAM_STORE_EVTCHN, HVM_PARAM_STORE_PFN};
-use guest_abi::io::xs_wire::{Head, REQUESTS, RESPONSES, XS_ERROR, XS_READ, XS_WRITE};
+use guest_abi::io::xs_wire::{Head, REQUESTS, RESPONSES, XS_ERROR, XS_READ, XS_WATCH_EVENT, XS_WRITE};
 use guest_abi::num::{low_u32, to_usize};
 use guest_abi::ring::{ByteConsumer, ByteProducer, Lie, Shared};
 use guest_abi::{PAGE_SIZE, Wire};
@@ -106,26 +106,38 @@ impl Store {
         last
     }
 
-    fn request(&mut self, kind: u32, parts: &[&[u8]]) -> Result<Value, Failed> {
+    /// Makes a request outside of transactions.
+    pub fn request(&mut self, kind: u32, parts: &[&[u8]]) -> Result<Value, Failed> {
+        self.request_in(0, kind, parts)
+    }
+
+    /// Makes a request in a transaction. Events that come before the answer are dropped.
+    pub fn request_in(&mut self, transaction: u32, kind: u32, parts: &[&[u8]]) -> Result<Value, Failed> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let id = self.next;
         self.next += 1;
         let mut head = [0; Head::SIZE];
-        Head { kind, req_id: id, tx_id: 0, len: low_u32(len as u64) }.to_bytes(&mut head);
+        Head { kind, req_id: id, tx_id: transaction, len: low_u32(len as u64) }.to_bytes(&mut head);
         self.send(&head)?;
         parts.iter().try_for_each(|part| self.send(part))?;
-        self.receive(&mut head)?;
-        let answer = Head::from_bytes(&head);
-        let mut value = Value { bytes: [0; LONGEST], len: to_usize(answer.len.into()) };
-        let bytes = value.bytes.get_mut(..value.len).ok_or(Failed::TooLong)?;
-        self.receive(bytes)?;
+        let (answer, value) = loop {
+            self.receive(&mut head)?;
+            let answer = Head::from_bytes(&head);
+            let mut value = Value { bytes: [0; LONGEST], len: to_usize(answer.len.into()) };
+            let bytes = value.bytes.get_mut(..value.len).ok_or(Failed::TooLong)?;
+            self.receive(bytes)?;
+            if answer.kind != XS_WATCH_EVENT {
+                break (answer, value);
+            }
+        };
         if answer.req_id != id || answer.kind == XS_ERROR {
             return Err(Failed::Refused);
         }
         Ok(value)
     }
 
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), Failed> {
+    /// Puts bytes into the ring, whatever they are.
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<(), Failed> {
         let mut result = Ok(());
         let done = sched::wait_until(PATIENCE_MS, || match self.requests.write(bytes) {
             Ok(written) => {

@@ -3,7 +3,7 @@
 //!
 //! Each session's commands build on those before: the first one starts the guest that the others use.
 
-use super::{Command, Output, ends, prints};
+use super::{Command, Output, ends, prints, tenants};
 
 const fn within(limit_seconds: u64, command: Command) -> Command {
     Command { limit_seconds, ..command }
@@ -123,10 +123,17 @@ pub(super) const LIFE: &[Command] = &[
         120,
         prints(
             "shuts-down-when-asked",
-            // Linux drops a request that comes before its /sbin/poweroff is there, so it may have to be asked again.
-            "isthmus shutdown demo --wait 15 2>/dev/null || isthmus shutdown demo --wait 80
-             isthmus wait demo --json; isthmus list",
+            "isthmus shutdown demo --wait 100; isthmus wait demo --json; isthmus list",
             Output::With(&["poweroff\n", "\"reason\":\"poweroff\""]),
+        ),
+    ),
+    within(
+        200,
+        prints(
+            // The kernel has no program to start yet, and switches the machine off itself.
+            "shuts-down-when-asked-while-it-starts",
+            with_variants!("isthmus create $(variant early) && isthmus shutdown early --wait 180; isthmus list"),
+            Output::With(&["poweroff\n"]),
         ),
     ),
     within(
@@ -142,7 +149,7 @@ pub(super) const LIFE: &[Command] = &[
         ),
     ),
     within(
-        120,
+        300,
         prints(
             "destroyed-during-boot-nothing-is-left",
             with_variants!(
@@ -221,6 +228,11 @@ pub(super) const BAD_INPUT: &[Command] = &[
         ),
     ),
     ends("an-unknown-command-is-wrong-usage", "isthmus frobnicate", 2),
+    tenants::ENDS,
+    tenants::DEAF,
+    tenants::SERIAL,
+    tenants::HOSTILE_CONSOLES,
+    tenants::HOSTILE_STORES,
 ];
 
 /// What an emulator of VT-x has the time for.
@@ -235,6 +247,15 @@ pub(super) const SMALL: &[Command] = &[
         ),
     ),
     within(200, prints("foreign-frames-with-holes", "isthmus selftest foreign demo", Output::With(&["3 holes"]))),
+    within(
+        200,
+        prints(
+            "the-store-outlives-its-daemon-with-a-guest",
+            "kill -9 $(cat /run/xenstored/pid); isthmus store read /local/domain/1/name
+             isthmus store read /local/domain/1/control/feature-poweroff; grep -c SIGKILL /run/xenstored/messages",
+            Output::Exactly("demo\n1\n1\n"),
+        ),
+    ),
     within(300, prints("shuts-down-when-asked", "isthmus shutdown demo --wait 280", Output::With(&["poweroff\n"]))),
 ];
 
@@ -244,18 +265,48 @@ const BOOTS_SLOWLY: Command = prints(
     Output::With(&["demo is domain 1\n", "is up with 1 CPU"]),
 );
 
-/// A hundred guests, one after the other.
-pub(super) const MANY: &[Command] = &[within(
-    1800,
-    prints(
-        "a-hundred-guests-leave-everything-as-it-was",
-        with_variants!(
-            "free() { isthmus info --json | grep -e free_kib -e '\"domains\"' -e heap_used -e overhead; }
-             one() { isthmus create --paused $(variant brief) >/dev/null && isthmus destroy brief || exit; }
-             one; one; sleep 2; before=$(free)
-             for i in $(seq 100); do one; done; sleep 2
-             test \"$before\" = \"$(free)\" && echo same || { echo \"$before\"; free; }"
+/// Everything of which a guest could leave something behind, in one text.
+macro_rules! with_all_that_can_leak {
+    ($text:literal) => {
+        concat!(
+            "all() {
+                 isthmus info --json | grep -e free_kib -e '\"domains\"' -e heap_used -e overhead
+                 isthmus info 0 --json | grep -e ports -e grant_frames -e '\"memory_mib'; isthmus store usage --json
+                 isthmus store ls / | grep -c .; ls /run/isthmus/guests | grep -c json
+             }
+             D=/var/lib/isthmus/demo; M=/var/lib/isthmus/micro
+             small() { printf 'name = \"small\"\nkernel = \"%s\"\nmemory = 8\n%s\n' $M/tenant \"$1\" >$M/small.toml; }
+             sed 's/\"demo\"/\"brief\"/' $D/demo.toml >$D/brief.toml
+             same() { test \"$before\" = \"$(all)\" && echo same || { echo \"$before\"; all; }; }\n",
+            $text
+        )
+    };
+}
+
+/// A hundred guests, one after the other: small ones that run, and Debian's kernel, which is not let run.
+pub(super) const MANY: &[Command] = &[
+    within(
+        900,
+        prints(
+            "a-hundred-small-guests-leave-everything-as-it-was",
+            with_all_that_can_leak!(
+                "small 'cmdline = \"say=hello listen stay\"'
+                 one() { isthmus create $M/small.toml >/dev/null && isthmus console small --until hello --timeout 30 >/dev/null &&
+                         isthmus destroy small || exit; }
+                 one; one; sleep 2; before=$(all); for i in $(seq 100); do one; done; sleep 2; same"
+            ),
+            Output::Exactly("same\n"),
         ),
-        Output::Exactly("same\n"),
     ),
-)];
+    within(
+        1800,
+        prints(
+            "a-hundred-guests-leave-everything-as-it-was",
+            with_all_that_can_leak!(
+                "one() { isthmus create --paused $D/brief.toml >/dev/null && isthmus destroy brief || exit; }
+                 one; one; sleep 2; before=$(all); for i in $(seq 100); do one; done; sleep 2; same"
+            ),
+            Output::Exactly("same\n"),
+        ),
+    ),
+];
