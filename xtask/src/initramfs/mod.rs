@@ -181,6 +181,8 @@ fn busybox(root: &mut Root, store: &Store) -> Result<()> {
     for link in ["init", "usr/bin/sh", "usr/sbin/modprobe"] {
         root.symlink(link, "/usr/bin/busybox");
     }
+    // Debian's busybox lacks this one, and a serial line knows no size.
+    root.file("usr/bin/resize", true, include_str!("root/resize"));
     Ok(())
 }
 

@@ -31,10 +31,13 @@ pub(super) const ALL: &[Scene] = &[
     },
 ];
 
-/// For a whole boot of dom0 on a busy machine.
-const LIMIT: Duration = Duration::from_secs(600);
+/// For a whole boot of dom0 and of its guest on a busy machine.
+const LIMIT: Duration = Duration::from_secs(1200);
 /// Ctrl-]; two in a row end the machine, since one of them detaches from a guest's console.
 const ESCAPE: u8 = 0x1d;
+/// The prompts of the two shells.
+const DOM0: &str = "dom0:/root# ";
+const GUEST: &str = "demo:/root# ";
 
 /// This program with `arguments`, to its end; its words are added to the log.
 pub(super) fn xtask(log: &Path, arguments: &[&str]) -> Result<Output> {
@@ -133,7 +136,8 @@ fn without_shell(log: &Path) -> Result<()> {
     ends(&xtask(log, &["run", "--emulator", "qemu", "--exec", "true", "--append", append, "--timeout", "500"])?, 126)
 }
 
-/// Somebody at a terminal: the prompt comes, a command that is typed runs, and Ctrl-] twice ends the machine with status 0.
+/// Somebody at a terminal: the prompt comes, a command that is typed runs, the demo guest's shell answers, and Ctrl-] twice
+/// ends the machine with status 0.
 fn shell(log: &Path, emulator: &[&str]) -> Result<()> {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("opening a terminal")?;
     grantpt(&terminal)?;
@@ -159,6 +163,8 @@ fn shell(log: &Path, emulator: &[&str]) -> Result<()> {
 struct Typist {
     terminal: File,
     seen: std::sync::mpsc::Receiver<Vec<u8>>,
+    /// What has come since what was waited for last.
+    unread: Vec<u8>,
     deadline: Instant,
 }
 
@@ -176,28 +182,62 @@ impl Typist {
                 }
             }
         });
-        Ok(Self { terminal, seen, deadline: Instant::now() + LIMIT })
+        Ok(Self { terminal, seen, unread: Vec::new(), deadline: Instant::now() + LIMIT })
     }
 
     fn talk(&mut self) -> Result<()> {
-        self.wait_for("dom0:/root# ")?;
+        self.wait_for(DOM0)?;
         // The text comes back as it is typed; only the command's own output has the sum in it.
-        self.terminal.write_all(b"echo it is $((6 * 7)) now; tty\r")?;
-        self.wait_for("it is 42 now")?;
-        self.wait_for("dom0:/root# ")?;
+        self.ask("echo it is $((6 * 7)) now; tty", "it is 42 now", DOM0)?;
+        self.demo()?;
         self.terminal.write_all(&[ESCAPE, ESCAPE])?;
         Ok(())
     }
 
+    /// At the demo guest's console: its shell, two sizes of the window, others that watch, and back with dom0's terminal
+    /// as it was.
+    fn demo(&mut self) -> Result<()> {
+        self.ask("until isthmus list | grep demo; do sleep 1; done", "demo ", DOM0)?;
+        self.ask("isthmus console demo --until 'is up with' >/dev/null; echo up $?", "up 0", DOM0)?;
+        self.ask("watch() { isthmus console demo --until seen-42 >/tmp/$1 & }", "", DOM0)?;
+        self.ask("watch 1; watch 2; stty -g >/tmp/modes", "", DOM0)?;
+        self.ask("isthmus console demo", "attached to demo; Ctrl-] detaches", "")?;
+        self.ask("", "", GUEST)?;
+        self.ask("echo seen-$((6 * 7)) by $(hostname)", "seen-42 by demo", GUEST)?;
+        for (rows, columns) in [(50, 132), (30, 100)] {
+            // The guest asks where the cursor is when it has been sent to the far corner.
+            self.ask("resize", "\x1b[999;999H\x1b[6n", "")?;
+            self.terminal.write_all(format!("\x1b[{rows};{columns}R").as_bytes())?;
+            self.wait_for(GUEST)?;
+            self.ask("stty size", &format!("{rows} {columns}"), GUEST)?;
+        }
+        self.terminal.write_all(&[ESCAPE])?;
+        self.wait_for("detached from demo")?;
+        self.wait_for(DOM0)?;
+        self.ask("stty -g | cmp - /tmp/modes && echo as $((5 * 5)) before", "as 25 before", DOM0)?;
+        self.ask("wait; grep -c 'seen-42 by' /tmp/1 /tmp/2 | tr '\\n' ' '", "/tmp/1:1 /tmp/2:1", DOM0)
+    }
+
+    /// Types a line and waits for an answer, then for what comes behind it.
+    fn ask(&mut self, line: &str, answer: &str, then: &str) -> Result<()> {
+        self.terminal.write_all(line.as_bytes())?;
+        self.terminal.write_all(b"\r")?;
+        self.wait_for(answer)?;
+        self.wait_for(then)
+    }
+
+    /// Waits for a text behind what was waited for before.
     fn wait_for(&mut self, text: &str) -> Result<()> {
-        let mut seen = Vec::new();
-        while !String::from_utf8_lossy(&seen).contains(text) {
+        loop {
+            if let Some(at) = memchr::memmem::find(&self.unread, text.as_bytes()) {
+                self.unread.drain(..at + text.len());
+                return Ok(());
+            }
             let left = self.deadline.saturating_duration_since(Instant::now());
             match self.seen.recv_timeout(left) {
-                Ok(bytes) => seen.extend(bytes),
+                Ok(bytes) => self.unread.extend(bytes),
                 Err(_) => bail!("`{text}` did not come"),
             }
         }
-        Ok(())
     }
 }
