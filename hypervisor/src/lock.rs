@@ -34,6 +34,8 @@ pub enum Rank {
     P2m,
     /// One vCPU's or domain's emulated devices.
     Devices,
+    /// One domain's queues of events (FIFO).
+    EventQueues,
     /// Run queues and timers.
     Scheduler,
     /// Free frames and what each domain is charged for.

@@ -64,6 +64,7 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/hypercall-errors", &[guest("hypercall_errors")]),
     Check::guests("guest/pagetable-change", &[guest("pagetable_change")]),
     Check::guests("guest/event-channels", &[guest("evtchn")]),
+    Check::guests("guest/event-queues", &[guest("evtchn_fifo")]),
     Check::guests("guest/local-apic", &[guest("lapic")]),
     Check::guests("guest/grants", &[guest("grants")]),
     Check::guests("guest/hostile-addresses", &[guest("guestmem_hostile")]),

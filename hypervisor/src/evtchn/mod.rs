@@ -17,11 +17,12 @@
 //! bit on a free port. Allocating clears it; what arrives even later is a spurious event, which
 //! the ABI allows.
 //!
-//! The raised bits are [`two_level`]; INIT_CONTROL, EXPAND_ARRAY and SET_PRIORITY (the FIFO ABI)
-//! are not offered, and kernels then stay with two levels.
+//! A guest sees events as the bits of [`two_level`] until it chooses the queues of [`fifo`]; sending then takes the
+//! receiver's lock of that, for some ten instructions.
 //!
 //! Source: `xen/include/public/event_channel.h` at 4.17.
 
+mod fifo;
 mod poll;
 mod port;
 #[cfg(test)]
@@ -30,10 +31,12 @@ pub mod two_level;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use guest_abi::event_channel::{FIFO_MASKED, FIFO_PENDING};
 use guest_abi::{DomId, Errno, EvtchnPort, VcpuId};
 
+pub use fifo::Pinned;
 pub use poll::Poll;
 pub use port::{Port, PortState};
 
@@ -41,6 +44,7 @@ use crate::addr::{Hpa, Mfn, PAGE_SIZE};
 use crate::lock::{Lock, LockGuard, Rank};
 use crate::mem::PhysMem;
 pub use crate::progress::Progress;
+use fifo::Fifo;
 use port::PortTable;
 use two_level::{NR_PORTS, Raised, TwoLevel, VCPU_INFO_BYTES};
 
@@ -89,6 +93,8 @@ pub enum Error {
     BadPlace,
     /// All ports are in use.
     NoPort,
+    /// The domain does not use the FIFO ABI.
+    NotFifo,
     /// Memory ran out.
     NoMemory,
     /// The domain is being destroyed.
@@ -106,6 +112,7 @@ impl From<Error> for Errno {
             Error::VirqBound(_) => Self::EEXIST,
             Error::VirqTaken(_) => Self::EBUSY,
             Error::NoPort => Self::ENOSPC,
+            Error::NotFifo => Self::EOPNOTSUPP,
             Error::NoMemory => Self::ENOMEM,
             Error::Again => Self::EAGAIN,
         }
@@ -144,6 +151,9 @@ pub struct EventChannels {
     max_ports: u32,
     ports: PortTable,
     bits: TwoLevel,
+    /// Whether `fifo` is there, to be asked without the lock.
+    uses_fifo: AtomicBool,
+    fifo: Lock<Option<Fifo>>,
     vcpus: Box<[VcpuEvents]>,
     /// vCPUs that poll.
     nr_polling: AtomicU32,
@@ -176,6 +186,8 @@ impl EventChannels {
             max_ports: max_ports.min(NR_PORTS),
             ports: PortTable::new(),
             bits,
+            uses_fifo: AtomicBool::new(false),
+            fifo: Lock::for_domain(Rank::EventQueues, domain, None),
             vcpus: vcpus.into_boxed_slice(),
             nr_polling: AtomicU32::new(0),
             allocation: Lock::for_domain(Rank::EventChannels, domain, Allocation { first_free: 1, is_dying: false }),
@@ -309,8 +321,11 @@ impl EventChannels {
         if bound.state == PortState::Free {
             return Err(Error::BadPort(port));
         }
-        if self.bits.unmask(port) {
-            self.notify(port, bound.vcpu, wake);
+        let fifo = |fifo: &mut Fifo| (false, fifo.unmask(port, bound.vcpu));
+        match self.by_fifo(bound.vcpu, wake, fifo) {
+            Some(_) => {}
+            None if self.bits.unmask(port) => self.notify(port, bound.vcpu, wake),
+            None => {}
         }
         Ok(())
     }
@@ -361,12 +376,12 @@ impl EventChannels {
             PortState::Unbound { .. } | PortState::Ipi | PortState::Free => {}
         }
         self.ports.set(port, Port { state: PortState::Free, vcpu: VcpuId::new(0) });
-        self.bits.clear_pending(port);
+        self.clear_pending(port);
         allocation.first_free = allocation.first_free.min(port.raw());
         true
     }
 
-    /// Closes all ports, a bounded number in each call.
+    /// Closes all ports, a bounded number in each call, and goes back to the two-level ABI.
     pub fn reset(&self, peers: &impl Peers) -> Progress {
         let mut closed = 0;
         for raw in 1..self.max_ports {
@@ -379,6 +394,7 @@ impl EventChannels {
             }
             closed += 1;
         }
+        self.leave_fifo();
         Progress::Done
     }
 
@@ -442,24 +458,70 @@ impl EventChannels {
     /// Whether an event waits on a port, masked or not.
     #[must_use]
     pub fn is_pending(&self, port: EvtchnPort) -> bool {
-        self.bits.is_pending(port)
+        self.in_fifo(port, FIFO_PENDING) || self.bits.is_pending(port)
     }
 
     /// Whether a port is masked.
     #[must_use]
     pub fn is_masked(&self, port: EvtchnPort) -> bool {
-        self.bits.is_masked(port)
+        self.in_fifo(port, FIFO_MASKED) || self.bits.is_masked(port)
     }
 
     /// Sets a port pending and tells the vCPU, and whoever polls.
     #[inline]
     fn raise(&self, port: EvtchnPort, vcpu: VcpuId, wake: &dyn Wake) {
-        match self.bits.set_pending(port) {
-            Raised::Already => return,
-            Raised::Masked => {}
-            Raised::Deliver => self.notify(port, vcpu, wake),
+        match self.by_fifo(vcpu, wake, |fifo| fifo.raise(port, vcpu, &self.bits)) {
+            Some(false) => return,
+            Some(true) => {}
+            None => {
+                match self.bits.set_pending(port) {
+                    Raised::Already => return,
+                    Raised::Masked => {}
+                    Raised::Deliver => self.notify(port, vcpu, wake),
+                }
+                // The guest may have left this ABI since it was asked, and looked at the bit before it was set.
+                if self.uses_fifo.load(Ordering::SeqCst) {
+                    self.settle(port, vcpu, wake);
+                }
+            }
         }
         self.wake_pollers(port, wake);
+    }
+
+    /// Does something in the queues, if the domain uses them, and tells the vCPU if the second half of the result says
+    /// so. Returns the first half.
+    #[inline]
+    fn by_fifo(&self, vcpu: VcpuId, wake: &dyn Wake, act: impl FnOnce(&mut Fifo) -> (bool, bool)) -> Option<bool> {
+        if !self.uses_fifo.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (result, is_due) = self.fifo.lock().as_mut().map(act)?;
+        if is_due {
+            self.call_up(vcpu, wake);
+        }
+        Some(result)
+    }
+
+    /// Whether the queues' word of a port has a bit.
+    fn in_fifo(&self, port: EvtchnPort, bit: u32) -> bool {
+        self.uses_fifo.load(Ordering::SeqCst)
+            && self.fifo.lock().as_ref().and_then(|fifo| fifo.has(port, bit)).unwrap_or(false)
+    }
+
+    fn clear_pending(&self, port: EvtchnPort) {
+        self.bits.clear_pending(port);
+        if let Some(fifo) = &mut *self.fifo.lock() {
+            fifo.clear_pending(port);
+        }
+    }
+
+    /// Raises a vCPU's upcall.
+    fn call_up(&self, vcpu: VcpuId, wake: &dyn Wake) {
+        if let Some(place) = self.vcpus.get(vcpu.index()).and_then(VcpuEvents::place)
+            && self.bits.set_upcall(place)
+        {
+            wake.upcall(vcpu);
+        }
     }
 
     /// Raises the upcall of a port that is pending and not masked.
@@ -488,7 +550,7 @@ impl EventChannels {
             .find(|port| self.ports.get(*port).state == PortState::Free)
             .ok_or(Error::NoPort)?;
         self.ports.grow_to(port)?;
-        self.bits.clear_pending(port);
+        self.clear_pending(port);
         self.ports.set(port, Port { state, vcpu });
         allocation.first_free = port.raw() + 1;
         Ok(port)

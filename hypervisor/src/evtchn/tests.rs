@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 
+use guest_abi::event_channel as fifo_abi;
+
 use super::*;
 use crate::mem::test_memory;
 
@@ -36,7 +38,7 @@ struct World {
 
 impl World {
     fn new(nr_domains: u16) -> Self {
-        let mem = test_memory(usize::from(nr_domains) + 4);
+        let mem = test_memory(usize::from(nr_domains) * 3 + 4);
         let domains = (0..nr_domains)
             .map(|d| {
                 let frame = Mfn::new(u64::from(d) + 1);
@@ -84,6 +86,54 @@ impl World {
         self.mem.word(place.mfn(), place.page_offset() / 8 + word)
     }
 
+    /// The page of a domain's control blocks; that of its event words is the next one.
+    fn queues(&self, d: usize) -> Mfn {
+        Mfn::new((self.domains.len() + 4 + 2 * d) as u64)
+    }
+
+    fn words(&self, d: usize) -> Mfn {
+        Mfn::new(self.queues(d).raw() + 1)
+    }
+
+    /// The domain chooses the FIFO ABI, with no port masked.
+    fn use_fifo(&self, d: usize) {
+        let (controls, words) = (self.queues(d), self.words(d));
+        [controls, words].into_iter().for_each(|page| self.mem.zero(page));
+        for vcpu in 0..VCPUS {
+            let offset = CONTROL_STEP * vcpu as usize;
+            self.ch(d).init_control(VcpuId::new(vcpu), Pinned(controls, None), offset, self.wake(d)).unwrap();
+        }
+        self.ch(d).expand_array(Pinned(words, None), self.wake(d)).unwrap();
+    }
+
+    fn event_word(&self, d: usize, raw: u32) -> GuestWord {
+        GuestWord(self.mem, self.words(d), raw as usize * 4)
+    }
+
+    fn control(&self, d: usize, vcpu: u32, offset: usize) -> GuestWord {
+        GuestWord(self.mem, self.queues(d), CONTROL_STEP * vcpu as usize + offset)
+    }
+
+    /// The same of one that uses queues, in their order.
+    fn consume_fifo(&self, d: usize, vcpu: u32) -> Vec<u32> {
+        self.info_word(d, vcpu, 0).store(0, Ordering::SeqCst);
+        let ready = self.control(d, vcpu, fifo_abi::FIFO_CONTROL_READY).clear(u32::MAX);
+        let mut found = Vec::new();
+        for queue in (0..16).filter(|queue| ready >> queue & 1 != 0) {
+            let mut port = self.control(d, vcpu, fifo_abi::FIFO_CONTROL_HEAD + queue * 4).get();
+            while port != 0 {
+                let word = self.event_word(d, port);
+                let link = word.clear(fifo_abi::FIFO_LINKED | fifo_abi::FIFO_LINK_MASK) & fifo_abi::FIFO_LINK_MASK;
+                if word.get() & (fifo_abi::FIFO_PENDING | fifo_abi::FIFO_MASKED) == fifo_abi::FIFO_PENDING {
+                    word.clear(fifo_abi::FIFO_PENDING);
+                    found.push(port);
+                }
+                port = link;
+            }
+        }
+        found
+    }
+
     /// What a kernel does in its upcall: the ports it finds.
     fn consume(&self, d: usize, vcpu: u32) -> Vec<u32> {
         self.info_word(d, vcpu, 0).store(0, Ordering::SeqCst);
@@ -106,6 +156,31 @@ impl Peers for World {
             return None;
         }
         self.domains.get(domain.index()).map(|(channels, wake)| act(channels, wake))
+    }
+}
+
+const CONTROL_STEP: usize = 80;
+
+/// A 32-bit word as a guest changes it.
+struct GuestWord(PhysMem, Mfn, usize);
+
+impl GuestWord {
+    fn cell(&self) -> (&'static AtomicU64, usize) {
+        (self.0.word(self.1, self.2 / 8), self.2 % 8 * 8)
+    }
+
+    fn get(&self) -> u32 {
+        self.0.load_u32(self.1, self.2)
+    }
+
+    fn set(&self, bits: u32) {
+        let (cell, shift) = self.cell();
+        cell.fetch_or(u64::from(bits) << shift, Ordering::SeqCst);
+    }
+
+    fn clear(&self, bits: u32) -> u32 {
+        let (cell, shift) = self.cell();
+        (cell.fetch_and(!(u64::from(bits) << shift), Ordering::SeqCst) >> shift & 0xffff_ffff) as u32
     }
 }
 
@@ -388,6 +463,7 @@ enum Op {
     RaiseVirq { d: usize, virq: u32, vcpu: u32 },
     Unmask { d: usize, port: u32 },
     Mask { d: usize, port: u32 },
+    SetPriority { d: usize, port: u32, priority: u32 },
     Consume { d: usize, vcpu: u32 },
     Reset { d: usize },
 }
@@ -409,6 +485,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => (d(), virq(), vcpu()).prop_map(|(d, virq, vcpu)| Op::RaiseVirq { d, virq, vcpu }),
         2 => (d(), port()).prop_map(|(d, port)| Op::Unmask { d, port }),
         2 => (d(), port()).prop_map(|(d, port)| Op::Mask { d, port }),
+        1 => (d(), port(), 5..18u32).prop_map(|(d, port, priority)| Op::SetPriority { d, port, priority }),
         3 => (d(), vcpu()).prop_map(|(d, vcpu)| Op::Consume { d, vcpu }),
         1 => (d(), any::<bool>()).prop_filter_map("rarely", |(d, yes)| yes.then_some(Op::Reset { d })),
     ]
@@ -422,11 +499,15 @@ struct ModelDomain {
     selectors: [u64; VCPUS as usize],
     upcalls: [bool; VCPUS as usize],
     woken: Vec<u32>,
+    /// For the FIFO ABI: what is in queues, as (vCPU, priority, port), and priorities.
+    queued: Vec<(u32, u32, u32)>,
+    priorities: BTreeMap<u32, u32>,
 }
 
 /// The rules, written down without regard to speed, locks or races.
 struct Model {
     domains: Vec<ModelDomain>,
+    uses_fifo: bool,
 }
 
 impl Model {
@@ -442,6 +523,17 @@ impl Model {
 
     fn notify(&mut self, d: usize, raw: u32, vcpu: u32) {
         let (domain, cpu) = (&mut self.domains[d], vcpu as usize);
+        if self.uses_fifo {
+            let priority = *domain.priorities.get(&raw).unwrap_or(&7);
+            if domain.queued.iter().all(|queued| queued.2 != raw) {
+                let is_first = domain.queued.iter().all(|queued| (queued.0, queued.1) != (vcpu, priority));
+                domain.queued.push((vcpu, priority, raw));
+                if is_first && !std::mem::replace(&mut domain.upcalls[cpu], true) {
+                    domain.woken.push(vcpu);
+                }
+            }
+            return;
+        }
         let bit = 1 << (raw / 64);
         if domain.selectors[cpu] & bit == 0 {
             domain.selectors[cpu] |= bit;
@@ -465,6 +557,7 @@ impl Model {
     fn close(&mut self, d: usize, raw: u32) -> Result<(), Errno> {
         let (state, _) = self.domains[d].ports.remove(&raw).ok_or(Errno::EINVAL)?;
         self.domains[d].pending.retain(|p| *p != raw);
+        self.domains[d].priorities.remove(&raw);
         if let PortState::Interdomain { remote, port } = state {
             let end = self.domains[remote.index()].ports.get_mut(&port.raw()).unwrap();
             end.0 = PortState::Unbound { remote: DomId::new(u16::try_from(d).unwrap()) };
@@ -537,6 +630,15 @@ impl Model {
     fn consume(&mut self, d: usize, vcpu: u32) -> Vec<u32> {
         let domain = &mut self.domains[d];
         domain.upcalls[vcpu as usize] = false;
+        if self.uses_fifo {
+            let (mut own, others): (Vec<_>, Vec<_>) = domain.queued.drain(..).partition(|queued| queued.0 == vcpu);
+            domain.queued = others;
+            own.sort_by_key(|queued| queued.1);
+            let is_found = |raw: &u32| domain.pending.contains(raw) && !domain.masked.contains(raw);
+            let found: Vec<u32> = own.iter().map(|queued| queued.2).filter(is_found).collect();
+            domain.pending.retain(|raw| !found.contains(raw));
+            return found;
+        }
         let selector = std::mem::take(&mut domain.selectors[vcpu as usize]);
         let masked = domain.masked.clone();
         let is_found = |raw: &u32| selector >> (raw / 64) & 1 != 0 && !masked.contains(raw);
@@ -586,16 +688,35 @@ fn apply(world: &World, model: &mut Model, op: &Op) {
             assert_eq!(got.map_err(errno), model.unmask(d, raw));
         }
         Op::Mask { d, port: raw } => {
-            world.mask(d, port(raw));
+            match model.uses_fifo {
+                true => world.event_word(d, raw).set(fifo_abi::FIFO_MASKED),
+                false => world.mask(d, port(raw)),
+            }
             if !model.domains[d].masked.contains(&raw) {
                 model.domains[d].masked.push(raw);
             }
+        }
+        Op::SetPriority { d, port: raw, priority } => {
+            let expected = match model.uses_fifo {
+                false => Err(Errno::EOPNOTSUPP),
+                true if priority > 15 || !model.domains[d].ports.contains_key(&raw) => Err(Errno::EINVAL),
+                true => Ok(_ = model.domains[d].priorities.insert(raw, priority)),
+            };
+            assert_eq!(world.ch(d).set_priority(port(raw), priority).map_err(errno), expected);
+        }
+        Op::Consume { d, vcpu } if model.uses_fifo => {
+            assert_eq!(world.consume_fifo(d, vcpu), model.consume(d, vcpu));
         }
         Op::Consume { d, vcpu } => assert_eq!(world.consume(d, vcpu), model.consume(d, vcpu)),
         Op::Reset { d } => {
             while world.ch(d).reset(world) == Progress::Again {}
             while let Some(raw) = model.domains[d].ports.keys().next().copied() {
                 model.close(d, raw).unwrap();
+            }
+            if model.uses_fifo {
+                model.domains[d].masked.clear();
+                model.domains[d].queued.clear();
+                world.use_fifo(d);
             }
         }
     }
@@ -615,6 +736,7 @@ fn compare(world: &World, model: &Model) {
         }
         for vcpu in 0..VCPUS {
             let cpu = vcpu as usize;
+            assert!(!model.uses_fifo || expected.selectors == [0; 3]);
             assert_eq!(world.info_word(d, vcpu, 1).load(Ordering::Relaxed), expected.selectors[cpu]);
             assert_eq!(world.ch(d).upcall_pending(VcpuId::new(vcpu)), expected.upcalls[cpu]);
         }
@@ -624,10 +746,16 @@ fn compare(world: &World, model: &Model) {
 
 proptest! {
     #[test]
-    fn any_history_is_what_the_model_says(history in proptest::collection::vec(ops(), 1..120)) {
+    fn any_history_is_what_the_model_says(
+        history in proptest::collection::vec(ops(), 1..120),
+        uses_fifo: bool,
+    ) {
         let world = World::new(3);
-        let mut model = Model { domains: vec![ModelDomain::default(); 3] };
+        let mut model = Model { domains: vec![ModelDomain::default(); 3], uses_fifo };
         for d in 0..3 {
+            if uses_fifo {
+                world.use_fifo(d);
+            }
             for _ in 0..60 {
                 apply(&world, &mut model, &Op::BindIpi { d, vcpu: 0 });
             }
@@ -695,6 +823,138 @@ fn no_event_is_lost_between_threads() {
                 for (port, taken) in ports.iter().zip(&taken) {
                     if ready >> port.raw() & 1 != 0 {
                         taken.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_was_pending_before_is_found_in_the_queues() {
+    let world = World::new(1);
+    let ports = [0, 1, 0].map(|vcpu| world.ch(0).bind_ipi(VcpuId::new(vcpu)).unwrap());
+    world.send(0, ports[0]).unwrap();
+    let (controls, words) = (Pinned(world.queues(0), None), world.words(0));
+    world.ch(0).init_control(CPU0, controls, 0, world.wake(0)).unwrap();
+    world.send(0, ports[1]).unwrap();
+    world.event_word(0, ports[2].raw()).set(fifo_abi::FIFO_MASKED);
+    world.send(0, ports[2]).unwrap();
+    assert!(ports.iter().all(|port| world.ch(0).is_pending(*port)));
+    world.ch(0).expand_array(Pinned(words, None), world.wake(0)).unwrap();
+    assert_eq!(world.consume_fifo(0, 0), [ports[0].raw()]);
+    // The second vCPU chooses later.
+    world.ch(0).init_control(CPU1, Pinned(world.queues(0), None), CONTROL_STEP, world.wake(0)).unwrap();
+    assert_eq!(world.consume_fifo(0, 1), [ports[1].raw()]);
+    world.ch(0).unmask(ports[2], world.wake(0)).unwrap();
+    assert_eq!(world.consume_fifo(0, 0), [ports[2].raw()]);
+    assert_eq!(*world.wake(0).upcalls.borrow(), [0, 1, 0]);
+    assert!(ports.iter().all(|port| !world.ch(0).is_pending(*port)));
+}
+
+#[test]
+fn control_blocks_and_words_have_their_places_once() {
+    let world = World::new(1);
+    let page = || Pinned(world.queues(0), None);
+    let d = world.ch(0);
+    assert_eq!(d.expand_array(page(), world.wake(0)), Err(Error::NotFifo));
+    assert_eq!(d.init_control(VcpuId::new(VCPUS), page(), 0, world.wake(0)), Err(Error::NoVcpu(VcpuId::new(VCPUS))));
+    for offset in [4, PAGE_SIZE - 64, PAGE_SIZE, usize::MAX - 7] {
+        assert_eq!(d.init_control(CPU0, page(), offset, world.wake(0)), Err(Error::BadPlace), "{offset:#x}");
+    }
+    assert_eq!(d.init_control(CPU0, page(), PAGE_SIZE - 72, world.wake(0)), Ok(()));
+    assert_eq!(d.init_control(CPU0, page(), 0, world.wake(0)), Err(Error::BadPlace));
+    for _ in 0..NR_PORTS / 1024 {
+        assert_eq!(d.expand_array(page(), world.wake(0)), Ok(()));
+    }
+    assert_eq!(d.expand_array(page(), world.wake(0)), Err(Error::NoPort));
+    assert_eq!(d.destroy(&world), Progress::Done);
+    assert_eq!(d.init_control(CPU0, page(), 0, world.wake(0)), Err(Error::Dying));
+}
+
+proptest! {
+    /// A guest that writes anything into its pages, one as control block and words at once, harms only itself.
+    #[test]
+    fn a_guest_may_write_anything_into_its_queues(
+        steps in proptest::collection::vec((0..200_u32, 0..1024_usize, any::<u32>()), 1..200)
+    ) {
+        let world = World::new(2);
+        let page = world.queues(0);
+        world.ch(0).init_control(CPU0, Pinned(page, None), 0, world.wake(0)).unwrap();
+        world.ch(0).expand_array(Pinned(page, None), world.wake(0)).unwrap();
+        world.use_fifo(1);
+        let (near, far) = world.connect(1, 0);
+        let own: Vec<_> = (0..20).map(|_| world.ch(0).bind_ipi(CPU0).unwrap()).collect();
+        world.consume_fifo(1, 0);
+        for (step, place, value) in steps {
+            world.mem.store_u32(page, place % 64 * 4, value);
+            let _ = world.send(0, own[place % own.len()]);
+            match step {
+                0..20 => _ = world.ch(0).unmask(own[place % own.len()], world.wake(0)),
+                20..40 => _ = world.ch(0).set_priority(own[place % own.len()], value % 20),
+                _ => {}
+            }
+            world.send(1, near).unwrap();
+            world.send(0, far).unwrap();
+            assert_eq!(world.consume_fifo(1, 0), [near.raw()]);
+        }
+    }
+}
+
+/// As the test for the two-level ABI: two senders, and a consumer who takes ports out of one queue.
+#[test]
+fn no_event_is_lost_in_the_queues_between_threads() {
+    const EVENTS: usize = 20_000;
+    struct Flag(AtomicBool);
+    impl Wake for Flag {
+        fn upcall(&self, _: VcpuId) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+        fn poll_wake(&self, _: VcpuId) {}
+    }
+    struct Nobody;
+    impl Peers for Nobody {
+        fn with<R>(&self, _: DomId, _: impl FnOnce(&EventChannels, &dyn Wake) -> R) -> Option<R> {
+            None
+        }
+    }
+    let world = World::new(1);
+    world.use_fifo(0);
+    let (mem, controls, words) = (world.mem, world.queues(0), world.words(0));
+    let ports = [0, 0].map(|vcpu| world.ch(0).bind_ipi(VcpuId::new(vcpu)).unwrap());
+    let (channels, flag) = (world.ch(0), Flag(AtomicBool::new(false)));
+    let taken = [const { core::sync::atomic::AtomicUsize::new(0) }; 2];
+    std::thread::scope(|scope| {
+        for (port, taken) in ports.iter().zip(&taken) {
+            let flag = &flag;
+            scope.spawn(move || {
+                for sent in 0..EVENTS {
+                    while taken.load(Ordering::SeqCst) != sent {
+                        std::thread::yield_now();
+                    }
+                    channels.send(*port, flag, &Nobody).unwrap();
+                }
+            });
+        }
+        let info = channels.vcpu_info(CPU0).unwrap();
+        let ready = GuestWord(mem, controls, fifo_abi::FIFO_CONTROL_READY);
+        let head = GuestWord(mem, controls, fifo_abi::FIFO_CONTROL_HEAD + 7 * 4);
+        let words = ports.map(|port| GuestWord(mem, words, port.index() * 4));
+        while taken.iter().any(|taken| taken.load(Ordering::SeqCst) != EVENTS) {
+            if !flag.0.swap(false, Ordering::SeqCst) {
+                std::thread::yield_now();
+                continue;
+            }
+            while mem.word(info.mfn(), info.page_offset() / 8).swap(0, Ordering::SeqCst) != 0 {
+                while ready.clear(u32::MAX) != 0 {
+                    let mut next = head.get();
+                    while next != 0 {
+                        let i = usize::from(next != ports[0].raw());
+                        next =
+                            words[i].clear(fifo_abi::FIFO_LINKED | fifo_abi::FIFO_LINK_MASK) & fifo_abi::FIFO_LINK_MASK;
+                        if words[i].clear(fifo_abi::FIFO_PENDING) & fifo_abi::FIFO_PENDING != 0 {
+                            taken[i].fetch_add(1, Ordering::SeqCst);
+                        }
                     }
                 }
             }

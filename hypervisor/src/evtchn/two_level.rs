@@ -87,10 +87,14 @@ impl TwoLevel {
         if mask.load(Ordering::SeqCst) & bit != 0 { Raised::Masked } else { Raised::Deliver }
     }
 
-    /// Forgets an event of a port that is not bound to anything any more.
-    pub(super) fn clear_pending(&self, port: EvtchnPort) {
+    /// Forgets an event of a port; whether there was one.
+    pub(super) fn clear_pending(&self, port: EvtchnPort) -> bool {
         let (pending, bit) = self.bit(PENDING_WORD, port);
-        pending.fetch_and(!bit, Ordering::SeqCst);
+        pending.load(Ordering::SeqCst) & bit != 0 && pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+    }
+
+    pub(super) const fn mem(&self) -> PhysMem {
+        self.mem
     }
 
     pub(super) fn is_pending(&self, port: EvtchnPort) -> bool {
@@ -123,8 +127,9 @@ impl TwoLevel {
         self.set_upcall(place)
     }
 
+    /// Raises a vCPU's upcall; `true` if it has not got it yet.
     #[inline]
-    fn set_upcall(&self, place: Hpa) -> bool {
+    pub(super) fn set_upcall(&self, place: Hpa) -> bool {
         let word = self.info_word(place, UPCALL_WORD);
         word.fetch_or(UPCALL_PENDING, Ordering::SeqCst) & UPCALL_BYTE == 0
     }

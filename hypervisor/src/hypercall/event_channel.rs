@@ -4,13 +4,15 @@
 //! Source: `xen/include/public/event_channel.h` at 4.17.
 
 use guest_abi::event_channel as abi;
-use guest_abi::{Errno, EvtchnPort, VcpuId};
+use guest_abi::num::{low_u8, to_usize};
+use guest_abi::{Errno, EvtchnPort, Gfn, VcpuId};
 
 use super::{Call, DONE, HypercallResult, Reply};
 use crate::domain::Privileges;
-use crate::evtchn::{self, GlobalVirqs, PortState, Progress};
+use crate::evtchn::{self, GlobalVirqs, Pinned, PortState, Progress};
+use crate::guest_mem::GuestPhys;
 
-/// Errors: ENOSYS for FIFO operations and unknown ones; those of [`evtchn::Error`]; EPERM for
+/// Errors: ENOSYS for unknown operations; those of [`evtchn::Error`]; EPERM for
 /// another domain's ports without the right to control it; EFAULT.
 #[inline(never)]
 pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
@@ -74,6 +76,27 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
                 Progress::Done => DONE,
                 Progress::Again => Ok(Reply::Again),
             }
+        }
+        abi::EVTCHNOP_INIT_CONTROL => {
+            let mut init: abi::InitControl = call.read(argument)?;
+            init.link_bits = low_u8(u64::from(abi::FIFO_LINK_BITS));
+            // Written first: a guest that cannot be told has not changed anything.
+            call.write(argument, &init)?;
+            let (mfn, frame) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(init.control_gfn))?;
+            let offset = to_usize(u64::from(init.offset));
+            events.init_control(VcpuId::new(init.vcpu), Pinned(mfn, Some(frame)), offset, call.domain)?;
+            DONE
+        }
+        abi::EVTCHNOP_EXPAND_ARRAY => {
+            let expand: abi::ExpandArray = call.read(argument)?;
+            let (mfn, frame) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(expand.array_gfn))?;
+            events.expand_array(Pinned(mfn, Some(frame)), call.domain)?;
+            DONE
+        }
+        abi::EVTCHNOP_SET_PRIORITY => {
+            let set: abi::SetPriority = call.read(argument)?;
+            events.set_priority(EvtchnPort::new(set.port), set.priority)?;
+            DONE
         }
         _ => Err(Errno::ENOSYS),
     }
