@@ -190,11 +190,14 @@ impl Hypervisor {
         }
     }
 
-    /// Between two slices: serves debug keys, tells what happened to domains, and ends the machine when the domain it was started
-    /// for has ended.
+    /// Between two slices: tells what happened to domains, and on pCPU 0 serves debug keys and ends the machine when the
+    /// domain it was started for has ended.
     pub(crate) fn after_slice(&self) {
-        self.debug.serve(self);
         destroy::reap(self);
+        if pcpu::current() != 0 {
+            return;
+        }
+        self.debug.serve(self);
         let Some((_, first)) = self.domains.iter().next() else { return };
         let Some(reason) = first.shutdown_reason() else { return };
         crate::debug::print_counters(self.machine, &first);

@@ -25,6 +25,9 @@ const FPU_ISOLATION: &[Guest] = &[
     Guest { program: "fpu_isolation", words: "mem=8 -- mark=fedcba98764" },
 ];
 
+const FEW_DOMAINS: &[Guest] = &[Guest { program: "control_churn", words: "mem=16 control -- rounds=10" }];
+const MANY_DOMAINS: &[Guest] = &[Guest { program: "control_churn", words: "mem=16 control -- rounds=1f4" }];
+
 const HASWELL: &str = "corei7_haswell_4770";
 const BROADWELL: &str = "broadwell_ult";
 
@@ -98,6 +101,13 @@ pub const CHECKS: &[Check] = &[
         cpus: 2,
         limit_seconds: 300,
         ..Check::guests("guest/two-cpus", &[Guest { program: "smp_torture", words: "vcpus=2" }])
+    },
+    Check { tier: Tier::Gate, cpus: 2, limit_seconds: 240, ..Check::guests("guest/churn-on-two-cpus", FEW_DOMAINS) },
+    Check {
+        tier: Tier::Long,
+        cpus: 2,
+        limit_seconds: 900,
+        ..Check::guests("guest/much-churn-on-two-cpus", MANY_DOMAINS)
     },
     Check {
         tier: Tier::Gate,

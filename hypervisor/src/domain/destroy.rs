@@ -75,7 +75,7 @@ pub(crate) fn finish(hv: &Hypervisor, id: DomId) -> bool {
     let Some((mut domain, vacancy)) = hv.domains.take(id) else {
         // Somebody is just looking at it: after the next slice.
         if hv.domains.get(id).is_some() {
-            hv.news.spread();
+            hv.news.hold();
         }
         return false;
     };
@@ -100,11 +100,10 @@ pub(crate) fn finish(hv: &Hypervisor, id: DomId) -> bool {
 /// Tells who controls domains that one has shut down or died, and ends those that could not be ended
 /// before. Called where no lock and no domain is held.
 pub(crate) fn reap(hv: &Hypervisor) {
-    let has_news = hv.news.take();
-    if !hv.frames.take_watched() && !has_news {
+    let (mut is_new, was_held) = (hv.news.take(), hv.news.take_held());
+    if !hv.frames.take_watched() && !is_new && !was_held {
         return;
     }
-    let mut is_new = has_news;
     for (_, domain) in hv.domains.iter() {
         if domain.life.is_released() {
             let id = domain.id;

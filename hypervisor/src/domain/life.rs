@@ -175,17 +175,30 @@ const fn reason(word: u32) -> Option<ShutdownReason> {
 
 /// Whether something happened in some domain's life that those who control domains are told of.
 #[derive(Default)]
-pub struct News(AtomicBool);
+pub struct News {
+    is_told: AtomicBool,
+    is_held: AtomicBool,
+}
 
 impl News {
     /// A domain has shut down, or is dying.
     pub(crate) fn spread(&self) {
-        self.0.store(true, Ordering::Release);
+        self.is_told.store(true, Ordering::Release);
     }
 
     /// Takes the news, if there is any.
     pub(crate) fn take(&self) -> bool {
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Acquire)
+        self.is_told.load(Ordering::Relaxed) && self.is_told.swap(false, Ordering::Acquire)
+    }
+
+    /// A domain could not end because somebody looks at it, which is no news.
+    pub(crate) fn hold(&self) {
+        self.is_held.store(true, Ordering::Release);
+    }
+
+    /// Whether one could not end since the last call.
+    pub(crate) fn take_held(&self) -> bool {
+        self.is_held.load(Ordering::Relaxed) && self.is_held.swap(false, Ordering::Acquire)
     }
 }
 

@@ -36,9 +36,7 @@ pub fn schedule(hv: &'static Hypervisor) -> ! {
 
 /// Runs one vCPU for as long as the scheduler lets it, or idles once; returns what comes next.
 fn step(hv: &'static Hypervisor, here: usize, next: Next) -> Next {
-    if here == 0 {
-        hv.after_slice();
-    }
+    hv.after_slice();
     match next {
         Next::Run { who, until, ready_since, .. } => {
             // A domain that is gone takes its seats with it.

@@ -433,9 +433,20 @@ fn the_end_of_a_domain_is_told_to_who_controls_it_and_does_not_end_the_machine()
     drop(domain);
     host.hv.after_slice();
     assert!(!take(), "once");
+    let held = find(host, id).unwrap();
     assert_eq!(destroy(&dom0, id), 0);
     host.hv.after_slice();
     assert!(take());
+    for _ in 0..3 {
+        host.hv.after_slice();
+        assert!(!take(), "told once while somebody looks at it");
+    }
+    drop(held);
+    // Any pCPU ends it; the one that does the rest may be halted.
+    crate::pcpu::pretend(1);
+    host.hv.after_slice();
+    crate::pcpu::pretend(0);
+    assert!(take() && find(host, id).is_none(), "told that it is gone");
 }
 
 #[test]
