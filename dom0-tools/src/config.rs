@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::devices::{self, DiskConfig, Mac, NicConfig, VirtualDisk};
+use crate::toolstack::DOM0_NAME;
 
 /// What a domain has at most. The hypervisor's limit.
 pub const MAX_VCPUS: u32 = 32;
@@ -193,8 +194,10 @@ impl GuestConfig {
             if names[..at].contains(name) {
                 return refuse("disk.name", &format!("{name:?}"), "another disk of the guest has this name");
             }
-            if let Err(reason) = devices::check_backend(disk.backend.as_deref()) {
-                return refuse("disk.backend", &format!("{:?}", disk.backend), reason);
+            let is_elsewhere = disk.backend.as_deref().is_some_and(|name| name != DOM0_NAME);
+            if is_elsewhere && !disk.source.is_absolute() {
+                let reason = "with a backend it is a file or a device there: give a path that begins with /";
+                return refuse("disk.source", &disk.source.display(), reason);
             }
         }
         for nic in &self.nics {
@@ -203,9 +206,6 @@ impl GuestConfig {
             }
             if let Err(reason) = devices::check_bridge(&nic.bridge) {
                 return refuse("nic.bridge", &format!("{:?}", nic.bridge), reason);
-            }
-            if let Err(reason) = devices::check_backend(nic.backend.as_deref()) {
-                return refuse("nic.backend", &format!("{:?}", nic.backend), reason);
             }
         }
         Ok(())
@@ -282,6 +282,16 @@ mod tests {
             let error = parse(&SMALL.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(words), "{words} in {error}");
         }
+    }
+
+    #[test]
+    fn a_disk_of_a_driver_domain_has_no_path_beside_the_description() {
+        let disk = |source: &str, backend: &str| {
+            parse(&format!("{SMALL}[[disk]]\nsource = \"{source}\"\nbackend = \"{backend}\"\n"))
+        };
+        assert!(disk("d.img", "storage").unwrap_err().contains("begins with /"));
+        assert_eq!(disk("/srv/d.img", "storage").unwrap().disks[0].source, Path::new("/srv/d.img"));
+        assert_eq!(disk("d.img", "dom0").unwrap().disks[0].source, Path::new("/etc/guests/d.img"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use dom0_tools::cli::guests::{self, Act, Ask, Which};
 use dom0_tools::cli::selftest::Mix;
 use dom0_tools::console::attach::Options;
-use dom0_tools::devices::NicConfig;
+use dom0_tools::devices::{DiskConfig, NicConfig, driver};
 use dom0_tools::sys::signal;
 use dom0_tools::toolstack::Start;
 use dom0_tools::{agent, cli, supervisor};
@@ -130,6 +130,9 @@ enum Command {
         /// The guest can only read it
         #[arg(long)]
         readonly: bool,
+        /// The domain that serves it, of which SOURCE is a file or block device [default: dom0]
+        #[arg(long, value_name = "DOMAIN")]
+        backend: Option<String>,
     },
     /// Take a disk from a guest
     BlockDetach {
@@ -156,6 +159,9 @@ enum Command {
         /// The largest packet, if not the usual 1500 bytes
         #[arg(long)]
         mtu: Option<u16>,
+        /// The domain that serves it, in which the bridge is [default: dom0]
+        #[arg(long, value_name = "DOMAIN")]
+        backend: Option<String>,
     },
     /// Take a network card from a guest
     NetDetach {
@@ -167,6 +173,8 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Serve devices of other guests: to be run in a guest that they name as backend
+    Driver,
     /// Show what domains and their devices have done: requests, bytes, exits by reason
     Stats {
         /// Of this domain, by name or number [default: all]
@@ -369,12 +377,14 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Info { domain: Some(domain), json } => guests::info(&domain, json),
         Command::Supervisor => done(supervisor::run()),
         Command::Info { domain: None, json } => done(cli::info::run(json)),
-        Command::BlockAttach { guest, source, disk, readonly } => {
-            done(cli::devices::block_attach(&guest, &source, &disk, readonly))
+        Command::BlockAttach { guest, source, disk, readonly, backend } => {
+            let config = DiskConfig { source, name: Some(disk.clone()), readonly, backend };
+            done(cli::devices::block_attach(&guest, &disk, config))
         }
+        Command::Driver => done(driver::run()),
         Command::BlockDetach { guest, disk, force } => done(cli::devices::block_detach(&guest, &disk, force)),
-        Command::NetAttach { guest, card, bridge, mac, mtu } => {
-            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend: None }))
+        Command::NetAttach { guest, card, bridge, mac, mtu, backend } => {
+            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend }))
         }
         Command::NetDetach { guest, card, force } => done(cli::devices::net_detach(&guest, card, force)),
         Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),

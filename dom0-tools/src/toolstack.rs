@@ -150,6 +150,18 @@ impl Toolstack {
         }
     }
 
+    /// The domain that a device's `backend` names.
+    ///
+    /// # Errors
+    /// There is none, or it has no xenstore connection.
+    pub fn backend(&self, name: &str) -> Result<DomId> {
+        let domain = self.find(name).with_context(|| format!("backend {name}"))?;
+        if domain.record.as_ref().is_some_and(|record| !record.config.xenstore) {
+            bail!("backend {name}: it was made without xenstore, where it would find the devices that it is to serve");
+        }
+        Ok(domain.id)
+    }
+
     /// A guest's record, by its name.
     ///
     /// # Errors
@@ -221,6 +233,11 @@ impl Toolstack {
     fn make(&self, mut record: Record, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
         let config = record.config.clone();
         let prepared = builder::prepare(&config, progress)?;
+        // A guest whose devices nobody can serve is not even begun.
+        let (disks, nics) = (config.disks.iter(), config.nics.iter());
+        let backends =
+            disks.filter_map(|disk| disk.backend.as_ref()).chain(nics.filter_map(|nic| nic.backend.as_ref()));
+        backends.map(|name| self.backend(name)).collect::<Result<Vec<_>>>()?;
         let mut store = if config.xenstore { Some(self.store()?) } else { None };
         self.registry.save(&record)?;
         // From here on it looks each second, and so finds what is left if this command is killed.
@@ -256,7 +273,7 @@ impl Toolstack {
         }
         if !(record.config.disks.is_empty() && record.config.nics.is_empty()) {
             progress.step("making its devices");
-            Devices::open()?.attach_all(domain, &record.config, record.uuid)?;
+            Devices::open()?.attach_all(domain, &record.config, record.uuid, |name| self.backend(name))?;
         }
         let Built { console, store: ring, .. } = *built;
         record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };

@@ -131,6 +131,12 @@ pub const SESSIONS: &[Session] = &[
         append: "isthmus.devices=off",
         ..Session::new("devices", SVM, devices::DISK_AND_NETWORK)
     },
+    Session {
+        tier: Tier::Long,
+        guest: "6.1-cloud",
+        append: "isthmus.devices=off",
+        ..Session::new("driver-domain", SVM, devices::DRIVER_DOMAIN)
+    },
     Session { boot_limit_seconds: 600, memory_mib: 1024, disk_mib: 20, ..Session::new("dom0", VMX, WITHOUT_MSI) },
     Session { packages: &["xenstore-utils"], append: "isthmus.devices=off", ..Session::new("store", SVM, STORE) },
     Session { guest: "6.1-cloud", append: "isthmus.devices=off", ..Session::new("guests", SVM, guests::LIFE) },

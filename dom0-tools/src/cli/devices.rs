@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The commands about devices: block-attach, block-detach, net-attach, net-detach, stats.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
 use guest_abi::hypercall as number;
 use guest_abi::isthmus::REASON_NAMES;
@@ -27,16 +25,19 @@ fn guest(name: &str) -> Result<Guest> {
     Ok(guest)
 }
 
+fn backend(name: Option<&str>) -> Result<DomId> {
+    name.map_or(Ok(DomId::DOM0), |name| Toolstack::open()?.backend(name))
+}
+
 /// `isthmus block-attach`.
 ///
 /// # Errors
 /// There is no such guest, or the disk cannot be made.
-pub fn block_attach(name: &str, source: &Path, disk: &str, readonly: bool) -> Result<()> {
-    let attach = || {
-        let guest = guest(name)?;
-        let source = std::path::absolute(source)?;
-        let config = DiskConfig { source, name: Some(disk.to_owned()), readonly, backend: None };
-        Devices::open()?.attach_disk(guest.id, &config, disk)
+pub fn block_attach(name: &str, disk: &str, mut config: DiskConfig) -> Result<()> {
+    let mut attach = || {
+        let domains = (guest(name)?.id, backend(config.backend.as_deref())?);
+        config.source = std::path::absolute(&config.source)?;
+        Devices::open()?.attach_disk(domains, &config, disk)
     };
     attach().with_context(|| format!("attaching a disk to {name}"))
 }
@@ -67,7 +68,7 @@ pub fn net_attach(name: &str, card: u32, config: NicConfig) -> Result<()> {
         }
         let guest = guest(name)?;
         let uuid = guest.record.as_ref().map_or_else(Uuid::new_v4, |record| record.uuid);
-        Devices::open()?.attach_nic(guest.id, &config, card, uuid)
+        Devices::open()?.attach_nic((guest.id, backend(config.backend.as_deref())?), &config, card, uuid)
     };
     attach().with_context(|| format!("attaching a network card to {name}"))
 }

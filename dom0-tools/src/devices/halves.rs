@@ -55,6 +55,8 @@ pub struct Halves {
     pub front: String,
     /// The back's folder.
     pub back: String,
+    /// The domain that serves it.
+    pub backend: DomId,
     guest: DomId,
     number: u32,
     front_values: Vec<(&'static str, String)>,
@@ -66,14 +68,17 @@ pub type Folder = (String, [String; 2], Vec<(&'static str, String)>);
 
 /// Node of a disk's backend: what the disk is on, under whatever name. Ours: nobody else reads it.
 pub const SOURCE: &str = "isthmus-source";
-
-/// The domain of all backends.
-const BACKEND: DomId = DomId::DOM0;
+/// Node of a backend: why a driver domain could not do its part. Ours.
+pub const HOTPLUG_ERROR: &str = "hotplug-error";
+/// Node of a network card's backend: the bridge that its interface is to be in.
+pub const BRIDGE: &str = "bridge";
+/// Node of a network card: the largest packet.
+pub const MTU: &str = "mtu";
 
 impl Halves {
     /// The folders of a device.
     #[must_use]
-    pub fn of(guest: DomId, device: Device) -> Self {
+    pub fn of(guest: DomId, device: Device, backend: DomId) -> Self {
         let (class, number) = match device {
             Device::Disk(disk) => (Class::Vbd, disk.number()),
             Device::Nic(number) => (Class::Vif, number),
@@ -82,7 +87,8 @@ impl Halves {
         Self {
             class,
             front: format!("/local/domain/{}/device/{name}/{number}", guest.raw()),
-            back: format!("{}/{}/{number}", all_backs(class), guest.raw()),
+            back: format!("{}/{}/{number}", all_backs(backend, class), guest.raw()),
+            backend,
             guest,
             number,
             front_values: Vec::new(),
@@ -90,11 +96,17 @@ impl Halves {
         }
     }
 
-    /// What Linux shows of the backend while it exists.
+    /// What Linux shows of the backend while it exists, in the domain that serves it.
     #[must_use]
     pub fn sysfs(&self) -> PathBuf {
         let device = format!("{}-{}-{}", self.class.name(), self.guest.raw(), self.number);
         Path::new("/sys/bus/xen-backend/devices").join(device)
+    }
+
+    /// The interface of a network card's backend, in the domain that serves it.
+    #[must_use]
+    pub fn interface(&self) -> String {
+        format!("vif{}.{}", self.guest.raw(), self.number)
     }
 
     /// The folder where Linux' backend writes why it failed.
@@ -112,7 +124,7 @@ impl Halves {
     /// Both folders as they are to be written.
     #[must_use]
     pub fn nodes(&self) -> [Folder; 2] {
-        let (guest, backend) = (self.guest.raw(), BACKEND.raw());
+        let (guest, backend) = (self.guest.raw(), self.backend.raw());
         let initial = (xenbus::STATE, State::Initialising.to_string());
         let front = [(xenbus::BACKEND, self.back.clone()), (xenbus::BACKEND_ID, backend.to_string()), initial.clone()];
         let back = [
@@ -131,52 +143,60 @@ impl Halves {
     }
 }
 
-/// A disk. `source` is the major and minor number of the block device behind it, and what it is known by.
+/// A disk. What it is on here: major and minor number of the block device, and what it is known by; a driver domain finds
+/// that out itself.
 #[must_use]
-pub fn disk(guest: DomId, disk: VirtualDisk, name: &str, config: &DiskConfig, source: ((u32, u32), String)) -> Halves {
-    let ((major, minor), identity) = source;
+pub fn disk(
+    (guest, backend): (DomId, DomId),
+    disk: VirtualDisk,
+    name: &str,
+    config: &DiskConfig,
+    source: Option<((u32, u32), String)>,
+) -> Halves {
     use blkif::node;
     let mode = if config.readonly { "r" } else { "w" };
+    let params = config.source.display().to_string();
+    let mut back_values = vec![
+        (node::DEVICE_TYPE, "disk".to_owned()),
+        (node::MODE, mode.to_owned()),
+        ("type", "phy".to_owned()),
+        ("dev", name.to_owned()),
+    ];
+    match source {
+        Some(((major, minor), identity)) => back_values.extend([
+            (SOURCE, identity),
+            (node::PHYSICAL_DEVICE, format!("{major:x}:{minor:x}")),
+            (xenbus::HOTPLUG_STATUS, xenbus::HOTPLUG_CONNECTED.to_owned()),
+        ]),
+        None => back_values.push((SOURCE, format!("path {params}"))),
+    }
+    back_values.push(("params", params));
     Halves {
         front_values: vec![(node::VIRTUAL_DEVICE, disk.number().to_string()), (node::DEVICE_TYPE, "disk".to_owned())],
-        back_values: vec![
-            (node::DEVICE_TYPE, "disk".to_owned()),
-            (node::MODE, mode.to_owned()),
-            ("type", "phy".to_owned()),
-            ("dev", name.to_owned()),
-            ("params", config.source.display().to_string()),
-            (node::PHYSICAL_DEVICE, format!("{major:x}:{minor:x}")),
-            (SOURCE, identity),
-            (xenbus::HOTPLUG_STATUS, xenbus::HOTPLUG_CONNECTED.to_owned()),
-        ],
-        ..Halves::of(guest, Device::Disk(disk))
+        back_values,
+        ..Halves::of(guest, Device::Disk(disk), backend)
     }
 }
 
 /// A network card. The host's part follows when the backend has made its interface.
 #[must_use]
-pub fn nic(guest: DomId, number: u32, mac: Mac, config: &NicConfig) -> Halves {
+pub fn nic((guest, backend): (DomId, DomId), number: u32, mac: Mac, config: &NicConfig) -> Halves {
     use netif::node;
     let common = vec![(node::MAC, mac.to_string()), (node::HANDLE, number.to_string())];
-    let mut front_values = common.clone();
-    front_values.extend(config.mtu.map(|mtu| ("mtu", mtu.to_string())));
+    let mtu = config.mtu.map(|mtu| (MTU, mtu.to_string()));
+    let front_values = common.iter().cloned().chain(mtu.clone()).collect();
     let mut back_values = common;
-    back_values.push(("bridge", config.bridge.clone()));
+    back_values.push((BRIDGE, config.bridge.clone()));
+    back_values.extend(mtu);
     // Linux wants to know the script that would do what is done here, and refuses a device without.
     back_values.push(("script", "none".to_owned()));
-    Halves { front_values, back_values, ..Halves::of(guest, Device::Nic(number)) }
+    Halves { front_values, back_values, ..Halves::of(guest, Device::Nic(number), backend) }
 }
 
-/// The folder that holds all backends of a class, by guest and number.
+/// The folder that holds all backends of a class in a domain, by guest and number.
 #[must_use]
-pub fn all_backs(class: Class) -> String {
-    format!("/local/domain/{}/backend/{}", BACKEND.raw(), class.name())
-}
-
-/// The folders that hold all backends of a guest.
-#[must_use]
-pub fn back_folders(guest: DomId) -> [String; 2] {
-    Class::ALL.map(|class| format!("{}/{}", all_backs(class), guest.raw()))
+pub fn all_backs(backend: DomId, class: Class) -> String {
+    format!("/local/domain/{}/backend/{}", backend.raw(), class.name())
 }
 
 #[cfg(test)]
@@ -193,7 +213,8 @@ mod tests {
     fn a_disk_has_what_linux_reads() {
         let config = DiskConfig { source: PathBuf::from("/d.img"), name: None, readonly: true, backend: None };
         let xvdb = VirtualDisk::from_name("xvdb").unwrap();
-        let halves = disk(DomId::new(7), xvdb, "xvdb", &config, ((7, 31), "file (1, 2)".into()));
+        let source = Some(((7, 31), "file (1, 2)".into()));
+        let halves = disk((DomId::new(7), DomId::DOM0), xvdb, "xvdb", &config, source);
         let [front, back] = halves.nodes();
         assert_eq!(
             (front.0.as_str(), front.1.clone()),
@@ -211,10 +232,24 @@ mod tests {
     #[test]
     fn a_network_card_has_its_address_on_both_sides_and_waits_for_the_host() {
         let config = NicConfig { bridge: "br0".into(), mac: None, mtu: Some(9000), backend: None };
-        let [front, back] = nic(DomId::new(7), 1, Mac::parse("00:16:3e:00:00:01").unwrap(), &config).nodes();
+        let domains = (DomId::new(7), DomId::DOM0);
+        let [front, back] = nic(domains, 1, Mac::parse("00:16:3e:00:00:01").unwrap(), &config).nodes();
         assert_eq!((get(&front, "mac"), get(&back, "mac")), ("00:16:3e:00:00:01", "00:16:3e:00:00:01"));
         assert_eq!((get(&front, "mtu"), get(&back, "handle"), get(&back, "bridge")), ("9000", "1", "br0"));
         assert_eq!(get(&back, "script"), "none");
         assert!(back.2.iter().all(|(name, _)| *name != "hotplug-status"));
+    }
+
+    #[test]
+    fn a_driver_domain_has_the_backend_and_is_left_to_find_the_source() {
+        let config = DiskConfig { source: PathBuf::from("/d.img"), name: None, readonly: false, backend: None };
+        let xvda = VirtualDisk::from_name("xvda").unwrap();
+        let [front, back] = disk((DomId::new(7), DomId::new(3)), xvda, "xvda", &config, None).nodes();
+        assert_eq!((get(&front, "backend-id"), get(&back, "params")), ("3", "/d.img"));
+        assert_eq!(
+            (back.0.as_str(), back.1.clone()),
+            ("/local/domain/3/backend/vbd/7/51712", ["n3".into(), "r7".into()])
+        );
+        assert!(back.2.iter().all(|(name, _)| !["physical-device", "hotplug-status"].contains(name)));
     }
 }

@@ -94,13 +94,19 @@ pub fn prepare_bridge(bridge: &str) -> Result<()> {
     }
     ensure!(
         bridge == OWN_BRIDGE,
-        "there is no bridge {bridge} in dom0: make it with `brctl addbr {bridge}` or `ip link add {bridge} type bridge`"
+        "there is no bridge {bridge}: make it with `brctl addbr {bridge}` or `ip link add {bridge} type bridge`"
     );
     load("bridge")?;
     let netdev = Netdev::open()?;
     netdev.add_bridge(bridge)?;
     netdev.up(bridge)?;
     Ok(())
+}
+
+/// Whether an interface is there.
+#[must_use]
+pub fn has_interface(interface: &str) -> bool {
+    Path::new(INTERFACES).join(interface).exists()
 }
 
 /// Puts a backend's interface into its bridge and switches it on.

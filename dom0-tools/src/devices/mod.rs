@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Disks and network cards of guests, served by Linux' backends in dom0.
+//! Disks and network cards of guests, served by Linux' backends.
 //!
 //! A device is two folders in xenstore, one for each half, and something on the host that stands behind it: a block
 //! device, or an interface in a bridge. Elsewhere udev and shell scripts do the host's part; here it is [`host`], in
 //! the same program that writes the folders ([`halves`]).
 //!
+//! Or a *driver domain* serves the device: a guest with the backend's driver and what stands behind it. The folders are
+//! made here all the same; the rest is [`driver`], which runs there.
+//!
 //! *Who holds what.* A file becomes a loop device that lets go of the file when it is closed for the last time, and is
 //! open here until the kernel's backend has opened it. So nothing has to be remembered: whatever ends first, guest,
 //! tool or backend, the file is free when the backend has closed it.
 
+pub mod driver;
 pub mod halves;
 pub mod host;
 pub mod stats;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use guest_abi::DomId;
 use guest_abi::io::blkif::node;
-use guest_abi::io::xenbus::State;
+use guest_abi::io::xenbus::{self, State};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -28,7 +32,7 @@ use crate::config::GuestConfig;
 use crate::xenstore::SOCKET;
 use crate::xenstore::client::{Client, Error, View};
 use crate::xenstore::wire::Code;
-use halves::Halves;
+use halves::{Class, Halves};
 
 /// How long a device is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +43,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// A file, or a block device of dom0.
+    /// A file or a block device of the domain that serves it.
     pub source: PathBuf,
     /// Its name in the guest; `xvda` and on in the order of the description if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +51,7 @@ pub struct DiskConfig {
     /// Whether the guest can only read it.
     #[serde(default)]
     pub readonly: bool,
-    /// The domain that serves it: dom0.
+    /// The domain that serves it, by its name: dom0 if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
 }
@@ -56,7 +60,7 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicConfig {
-    /// The bridge in dom0 that it is in. `isthmus0` is made if it does not exist.
+    /// The bridge that it is in, in the domain that serves it. `isthmus0` is made if it does not exist.
     #[serde(default = "own_bridge")]
     pub bridge: String,
     /// Its address; made of the guest's uuid if none is given.
@@ -65,7 +69,7 @@ pub struct NicConfig {
     /// The largest packet, if not the usual 1500 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
-    /// The domain that serves it: dom0.
+    /// The domain that serves it, by its name: dom0 if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
 }
@@ -80,17 +84,6 @@ impl DiskConfig {
     pub fn name_at(&self, at: u32) -> String {
         let letter = |at: u32| char::from_u32(u32::from('a') + at).unwrap_or('?');
         self.name.clone().unwrap_or_else(|| format!("xvd{}", letter(at)))
-    }
-}
-
-/// Whether a device can be served by this domain.
-///
-/// # Errors
-/// Why not.
-pub fn check_backend(backend: Option<&str>) -> Result<(), &'static str> {
-    match backend {
-        None | Some("dom0" | "0") => Ok(()),
-        Some(_) => Err("devices are served by dom0 only, so far: leave it out"),
     }
 }
 
@@ -119,6 +112,12 @@ impl VirtualDisk {
         let disk = u32::from(letter - b'a');
         // The old numbers have place for 16 disks of 16 partitions.
         Some(Self(if disk < 16 { 202 << 8 | disk << 4 } else { 1 << 28 | disk << 8 }))
+    }
+
+    /// The disk of a number that was made by [`VirtualDisk::from_name`].
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
     }
 
     /// The number.
@@ -192,70 +191,92 @@ impl Devices {
         Ok(Self { store })
     }
 
-    /// Makes all devices of a guest that is not running yet.
+    /// Makes all devices of a guest that is not running yet. `find` knows domains by their names.
     ///
     /// # Errors
     /// The first that failed, by its name. What was made before it stays for [`Devices::remove_all`].
-    pub fn attach_all(&mut self, guest: DomId, config: &GuestConfig, uuid: Uuid) -> Result<()> {
+    pub fn attach_all(
+        &mut self,
+        guest: DomId,
+        config: &GuestConfig,
+        uuid: Uuid,
+        find: impl Fn(&str) -> Result<DomId>,
+    ) -> Result<()> {
+        let backend = |name: &Option<String>| name.as_deref().map_or(Ok(DomId::DOM0), &find);
         for (at, disk) in (0..).zip(&config.disks) {
-            self.attach_disk(guest, disk, &disk.name_at(at))?;
+            self.attach_disk((guest, backend(&disk.backend)?), disk, &disk.name_at(at))?;
         }
         for (at, nic) in (0..).zip(&config.nics) {
-            self.attach_nic(guest, nic, at, uuid)?;
+            self.attach_nic((guest, backend(&nic.backend)?), nic, at, uuid)?;
         }
         Ok(())
     }
 
-    /// Gives a guest a disk.
+    /// Gives a guest a disk that the second domain serves.
     ///
     /// # Errors
     /// The source is neither file nor block device, the guest has a disk of that name, or the backend refused.
-    pub fn attach_disk(&mut self, guest: DomId, disk: &DiskConfig, name: &str) -> Result<()> {
+    pub fn attach_disk(&mut self, domains: (DomId, DomId), disk: &DiskConfig, name: &str) -> Result<()> {
         let what = || format!("disk {name} ({})", disk.source.display());
         let number = VirtualDisk::from_name(name).with_context(|| format!("{name} is none of xvda to xvdz"))?;
+        if domains.1 != DomId::DOM0 {
+            let halves = halves::disk(domains, number, name, disk, None);
+            self.attach(&halves).with_context(what)?;
+            return self.finish(&halves, Self::wait_for_driver).with_context(what);
+        }
         let source = host::Source::open(&disk.source, disk.readonly).with_context(what)?;
-        let halves = halves::disk(guest, number, name, disk, (source.number(), source.identity()));
+        host::load(Class::Vbd.module())?;
+        let halves = halves::disk(domains, number, name, disk, Some((source.number(), source.identity())));
         self.attach(&halves).with_context(what)?;
         let opened = halves.sysfs().join("physical_device");
-        if let Err(error) = self.wait_for(&halves, "the backend to open it", |_| opened.exists()) {
-            self.remove(&halves)?;
-            return Err(error).with_context(what);
-        }
-        // The backend has the device open now: it may be let go of here.
-        drop(source);
-        Ok(())
+        // Once the backend has the device open it may be let go of here.
+        self.finish(&halves, |devices, halves| devices.wait_for(halves, "the backend to open it", |_| opened.exists()))
+            .with_context(what)
     }
 
-    /// Gives a guest its network card `at`.
+    /// Gives a guest its network card `at`, which the second domain serves.
     ///
     /// # Errors
     /// There is no such bridge, the guest has a card of that number, or the backend refused.
-    pub fn attach_nic(&mut self, guest: DomId, nic: &NicConfig, at: u32, uuid: Uuid) -> Result<()> {
+    pub fn attach_nic(&mut self, domains: (DomId, DomId), nic: &NicConfig, at: u32, uuid: Uuid) -> Result<()> {
         let what = || format!("network card {at} (bridge {})", nic.bridge);
-        host::prepare_bridge(&nic.bridge).with_context(what)?;
         let made = Mac::of(uuid, u8::try_from(at).unwrap_or(u8::MAX));
         let mac = match nic.mac.as_deref().map(Mac::parse) {
             Some(Ok(mac)) => mac,
             Some(Err(reason)) => bail!("{}: {reason}", what()),
             None => made,
         };
-        let halves = halves::nic(guest, at, mac, nic);
-        self.attach(&halves).with_context(what)?;
-        let interface = format!("vif{}.{at}", guest.raw());
-        let path = Path::new("/sys/class/net").join(&interface);
-        let ready = self
-            .wait_for(&halves, "the backend to make its interface", |_| path.exists())
-            .and_then(|()| host::connect_interface(&nic.bridge, &interface, nic.mtu))
-            .and_then(|()| Ok(self.store.all().write(&format!("{}/hotplug-status", halves.back), "connected")?));
-        if let Err(error) = ready {
-            self.remove(&halves)?;
-            return Err(error).with_context(what);
+        let halves = halves::nic(domains, at, mac, nic);
+        if domains.1 != DomId::DOM0 {
+            self.attach(&halves).with_context(what)?;
+            return self.finish(&halves, Self::wait_for_driver).with_context(what);
         }
-        Ok(())
+        host::prepare_bridge(&nic.bridge).with_context(what)?;
+        host::load(Class::Vif.module())?;
+        self.attach(&halves).with_context(what)?;
+        let interface = halves.interface();
+        let connect = |devices: &mut Self, halves: &Halves| {
+            let made = |_: &mut Client| host::has_interface(&interface);
+            devices.wait_for(halves, "the backend to make its interface", made)?;
+            host::connect_interface(&nic.bridge, &interface, nic.mtu)?;
+            let status = format!("{}/{}", halves.back, xenbus::HOTPLUG_STATUS);
+            Ok(devices.store.all().write(&status, xenbus::HOTPLUG_CONNECTED)?)
+        };
+        self.finish(&halves, connect).with_context(what)
+    }
+
+    /// The last step of an attach. If it fails nothing is left.
+    fn finish(&mut self, halves: &Halves, last: impl FnOnce(&mut Self, &Halves) -> Result<()>) -> Result<()> {
+        last(self, halves).or_else(|error| self.remove(halves).and(Err(error)))
+    }
+
+    fn wait_for_driver(&mut self, halves: &Halves) -> Result<()> {
+        let status = format!("{}/{}", halves.back, xenbus::HOTPLUG_STATUS);
+        let what = format!("domain {} to serve it (does `isthmus driver` run there?)", halves.backend.raw());
+        self.wait_for(halves, &what, |store| matches!(store.all().read_text(&status), Ok(Some(_))))
     }
 
     fn attach(&mut self, halves: &Halves) -> Result<()> {
-        host::load(halves.class.module())?;
         let exists = self.store.all().read_text(&halves.front)?.is_some();
         ensure!(!exists, "the guest has a device of this name already");
         let nodes = halves.nodes();
@@ -286,9 +307,20 @@ impl Devices {
     /// # Errors
     /// It has none of that name, or does not let go of it.
     pub fn detach(&mut self, guest: DomId, device: Device, force: bool) -> Result<()> {
-        let halves = Halves::of(guest, device);
-        let exists = self.store.all().read_text(&halves.back)?.is_some();
-        ensure!(exists, "the guest has no such device");
+        let mut found = None;
+        for backend in domains(&mut self.store.all())? {
+            let halves = Halves::of(guest, device, backend);
+            if self.store.all().read_text(&halves.back)?.is_some() {
+                found = Some(halves);
+            }
+        }
+        if found.is_none() {
+            // The domain that served it is gone, and with it the back's folder.
+            let front = Halves::of(guest, device, DomId::DOM0).front;
+            let backend = self.store.all().read_text(&format!("{front}/{}", xenbus::BACKEND_ID))?;
+            found = backend.map(|id| Halves::of(guest, device, DomId::new(id.parse().unwrap_or(DomId::DOM0.raw()))));
+        }
+        let halves = found.context("the guest has no such device")?;
         if !force {
             self.store.transaction(|view| {
                 view.write(&format!("{}/online", halves.back), "0")?;
@@ -309,7 +341,9 @@ impl Devices {
     /// # Errors
     /// The store does not answer.
     pub fn remove_all(&mut self, guest: DomId) -> Result<()> {
-        for folder in halves::back_folders(guest) {
+        let backends = domains(&mut self.store.all())?;
+        for (backend, class) in backends.into_iter().flat_map(|backend| Class::ALL.map(|class| (backend, class))) {
+            let folder = format!("{}/{}", halves::all_backs(backend, class), guest.raw());
             remove_if_there(&mut self.store.all(), &folder)?;
         }
         Ok(())
@@ -317,9 +351,11 @@ impl Devices {
 
     fn remove(&mut self, halves: &Halves) -> Result<()> {
         self.store.transaction(|view| {
-            remove_if_there(view, &halves.front)?;
-            remove_if_there(view, &halves.back)
+            [&halves.front, &halves.back, &halves.error()].into_iter().try_for_each(|path| remove_if_there(view, path))
         })?;
+        if halves.backend != DomId::DOM0 {
+            return Ok(());
+        }
         let device = halves.sysfs();
         self.wait_for(halves, "the backend to let go of it", |_| !device.exists())
     }
@@ -327,10 +363,12 @@ impl Devices {
     /// Waits for something that the kernel does.
     fn wait_for(&mut self, halves: &Halves, what: &str, is_done: impl Fn(&mut Client) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let error = format!("{}/error", halves.error());
+        let errors = [format!("{}/error", halves.error()), format!("{}/{}", halves.back, halves::HOTPLUG_ERROR)];
         while !is_done(&mut self.store) {
-            if let Ok(Some(reason)) = self.store.all().read_text(&error) {
-                bail!("the backend says: {reason}");
+            for error in &errors {
+                if let Ok(Some(reason)) = self.store.all().read_text(error) {
+                    bail!("the backend says: {reason}");
+                }
             }
             if Instant::now() >= deadline {
                 bail!("waited for {what} for {} s in vain", PATIENCE.as_secs());
@@ -347,7 +385,7 @@ fn other_user(view: &mut View<'_>, halves: &Halves) -> Result<Option<String>, Er
     let (Some(source), Some(mode)) = (halves.back_value(halves::SOURCE), halves.back_value(node::MODE)) else {
         return Ok(None);
     };
-    let all = halves::all_backs(halves.class);
+    let all = halves::all_backs(halves.backend, halves.class);
     for guest in children(view, &all)? {
         for number in children(view, &format!("{all}/{guest}"))? {
             let back = format!("{all}/{guest}/{number}");
@@ -361,6 +399,12 @@ fn other_user(view: &mut View<'_>, halves: &Halves) -> Result<Option<String>, Er
         }
     }
     Ok(None)
+}
+
+/// All domains that have nodes.
+fn domains(view: &mut View<'_>) -> Result<Vec<DomId>, Error> {
+    let names = children(view, "/local/domain")?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).map(DomId::new).collect())
 }
 
 fn children(view: &mut View<'_>, path: &str) -> Result<Vec<String>, Error> {

@@ -13,7 +13,7 @@ macro_rules! with_guest {
             r#"cd /tmp; mkfifo hold 2>/dev/null; exec 9<>hold
 g() {
     n=$(($(cat calls) + 1)); echo $n >calls
-    echo "/t $1 $n" | isthmus console devices --until "END-$n" --timeout ${2:-100} >said
+    echo "/t $1 $n" | isthmus console ${G:-devices} --until "END-$n" --timeout ${2:-100} >said
     grep -q "status 0 END-$n" said || { echo "$1 failed:"; tail -n 20 said; return 1; }
 }
 count() { cat /sys/class/net/vif*.0/statistics/$1; }
@@ -185,7 +185,7 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
             "has a device of this name already",
             "the guest has no such device",
             "(/tmp/same.img): its source is disk xvda of domain 1 already",
-            "there is no bridge br9 in dom0",
+            "there is no bridge br9: make it",
             "no domain is called nobody",
         ]),
     ),
@@ -235,4 +235,79 @@ free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <fre
         ),
     ),
     ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING: CPU|Oops|g\\.e\\. 0x'", 0),
+];
+
+/// A guest serves another's disk and network card, is killed, and comes back.
+pub(super) const DRIVER_DOMAIN: &[Command] = &[
+    within(
+        300,
+        prints(
+            "driver-domain-and-its-client",
+            concat!(
+                r#"cd /tmp; echo 0 >calls; mkdir -p x/etc/rc.d x/usr/bin; cp /usr/bin/isthmus x/usr/bin/; cat >x/checks <<'END'
+"#,
+                include_str!("devices/guest.sh"),
+                r#"END
+cat >x/t <<'END'
+#!/bin/sh
+. /checks; ("$1") 2>&1; echo "status $? END-$2"
+END
+cat >x/etc/rc.d/50 <<'END'
+#!/bin/sh
+grep -q driver /proc/cmdline || exit 0
+truncate -s 16M /tmp/client.img; isthmus driver >/dev/hvc0 2>&1 &
+END
+chmod +x x/t x/etc/rc.d/50; (cd x && find . | cpio -o -H newc 2>/dev/null) >extra
+cat extra /var/lib/isthmus/demo/initrd >initrd
+for name in driver client; do printf '%s\n' "name = '$name'" "kernel = '/var/lib/isthmus/demo/vmlinuz'" \
+    "initrd = 'initrd'" "cmdline = 'console=hvc0 $name'" "memory = 160" >$name.toml; done
+printf '%s\n' '[[disk]]' "source = '/tmp/client.img'" "backend = 'driver'" '[[nic]]' "backend = 'driver'" >>client.toml
+isthmus create client.toml 2>&1
+isthmus create driver.toml && isthmus console driver --until 'is up with' --timeout 200 >/dev/null
+isthmus create client.toml && isthmus console client --until 'is up with' --timeout 200 >/dev/null && echo both"#
+            ),
+            Output::With(&["backend driver: no domain is called driver", "driver is domain", "client is domain", "both"]),
+        ),
+    ),
+    within(
+        200,
+        prints(
+            "disk-in-a-driver-domain-keeps-a-random-mix",
+            with_guest!("export G=client; g first_mix 180 && echo verified"),
+            Output::Exactly("verified\n"),
+        ),
+    ),
+    within(
+        200,
+        prints(
+            "network-to-a-driver-domain",
+            with_guest!(
+                "G=driver g serves_network && G=driver g takes && G=client g network && G=client g gives && G=driver g has_taken &&
+                 sed -n 's/sum //p' said >/tmp/taken; G=client g given && sed -n 's/sum //p' said | cmp - taken && echo same"
+            ),
+            Output::Exactly("same\n"),
+        ),
+    ),
+    within(
+        300,
+        prints(
+            "driver-domain-is-killed-and-comes-back",
+            with_guest!(
+                "export G=client; isthmus destroy driver && isthmus block-detach client xvda --force &&
+                 isthmus net-detach client 0 --force && g no_first_disk && isthmus create driver.toml &&
+                 isthmus console driver --until 'is up with' --timeout 200 >/dev/null
+                 isthmus block-attach client /tmp/client.img xvda --backend driver && g first_mix 180 && echo verified"
+            ),
+            Output::With(&["driver is domain", "verified\n"]),
+        ),
+    ),
+    within(
+        100,
+        prints(
+            "driver-domain-says-what-it-cannot-do",
+            "isthmus block-attach client /nothing xvdb --backend driver 2>&1; isthmus net-attach client 1 --bridge br9 \
+             --backend driver 2>&1; isthmus store ls --flat /local/domain | grep 51728 | grep -vc /error/; :",
+            Output::With(&["xvdb (/nothing): the backend says: ", "there is no bridge br9", "\n0\n"]),
+        ),
+    ),
 ];

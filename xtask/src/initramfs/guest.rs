@@ -17,8 +17,20 @@ use crate::kernel::Package;
 
 /// Where dom0 finds the demo guest.
 pub(crate) const FOLDER: &str = "var/lib/isthmus/demo";
-/// Drivers of the devices that a domain can have. Those that a kernel does not have are left out.
-const MODULES: &[&str] = &["xen-blkfront", "xen-netfront", "9p", "9pnet_xen", "ext4", "crc32c_generic"];
+/// Drivers of the devices that a domain can have, and those by which it serves others as a driver domain. What a kernel
+/// does not have is left out.
+const MODULES: &[&str] = &[
+    "xen-blkfront",
+    "xen-netfront",
+    "9p",
+    "9pnet_xen",
+    "ext4",
+    "crc32c_generic",
+    "xen-blkback",
+    "xen-netback",
+    "loop",
+    "bridge",
+];
 
 /// Makes the archive that brings the demo guest to dom0.
 ///

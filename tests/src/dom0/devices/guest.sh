@@ -29,6 +29,9 @@ second_disk() { appears /dev/xvdb; }
 no_second_disk() { vanishes /dev/xvdb; }
 mix() { isthmus selftest disk /dev/xvdb --operations 400 --jobs 4; }
 
+first_mix() { appears /dev/xvda && isthmus selftest disk /dev/xvda --operations 100 --jobs 4; }
+no_first_disk() { vanishes /dev/xvda; }
+
 # Reads as fast as it can until that is an error; dom0 takes the disk away meanwhile.
 reads() { (while dd if=/dev/xvdb of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; : >/tmp/error) & sleep 1; }
 reading_fails() { appears /tmp/error; }
@@ -57,3 +60,10 @@ panics() {
     ping -f $DOM0 >/dev/null 2>&1 & (while :; do nc $DOM0 5002 </dev/zero; done) &
     sleep 2; echo c >/proc/sysrq-trigger
 }
+
+# In a driver domain, and in its client.
+serves_network() { ip address add $DOM0/24 dev isthmus0; }
+takes() { hold; (nc -l -p 5000 <&9 >/tmp/taken; : >/tmp/end) >/dev/null 2>&1 & }
+has_taken() { appears /tmp/end && echo "sum $(sha256sum </tmp/taken)"; }
+gives() { data | head -c 4194304 >/tmp/given; for i in $(seq 100); do nc $DOM0 5000 </tmp/given && return; sleep 0.2; done; return 1; }
+given() { echo "sum $(sha256sum </tmp/given)"; }
