@@ -209,8 +209,6 @@ pub(crate) struct SvmVcpu {
     generation: u64,
     /// An interrupt that had to make place for a window, to be injected when that opens.
     deferred: Option<u8>,
-    /// The guest is about to return from a handler, which was intercepted.
-    is_at_iret: bool,
     is_loaded: bool,
 }
 
@@ -245,7 +243,6 @@ impl SvmVcpu {
             root: config.p2m_root,
             generation: 0,
             deferred: None,
-            is_at_iret: false,
             is_loaded: false,
         })
     }
@@ -344,7 +341,6 @@ impl VcpuHw for SvmVcpu {
         self.vmcb.tlb_control = 0;
         self.requeue_interrupted_event();
         let exit = exit::decode(&self.vmcb);
-        self.is_at_iret = self.vmcb.exit_code == exit::IRET;
         if exit == Exit::InterruptWindow
             && let Some(vector) = self.deferred.take()
         {
@@ -578,7 +574,8 @@ impl VcpuHw for SvmVcpu {
         // QEMU, which cannot flush one ASID, may deliver twice what is made an event to make place for a window, see
         // `inject`. There the return from its handler is waited for, and the window asked for at that point.
         let can_come_twice = !self.shared.features.flush_by_asid;
-        let waits_for_iret = wanted && can_come_twice && self.has_virtual_interrupt() && !self.is_at_iret;
+        let waits_for_iret =
+            wanted && can_come_twice && self.has_virtual_interrupt() && self.vmcb.exit_code != exit::IRET;
         self.vmcb.intercept_1 &= !intercept1::IRET;
         if waits_for_iret {
             self.vmcb.intercept_1 |= intercept1::IRET;
