@@ -199,7 +199,7 @@ impl Typist {
     fn demo(&mut self) -> Result<()> {
         self.ask("until isthmus list | grep demo; do sleep 1; done", "demo ", DOM0)?;
         self.ask("isthmus console demo --until 'is up with' >/dev/null; echo up $?", "up 0", DOM0)?;
-        self.ask("watch() { isthmus console demo --until seen-42 >/tmp/$1 & }", "", DOM0)?;
+        self.ask("watch() { isthmus console demo --until 'seen-42 by' </dev/null >/tmp/$1 & }", "", DOM0)?;
         self.ask("watch 1; watch 2; stty -g >/tmp/modes", "", DOM0)?;
         self.ask("isthmus console demo", "attached to demo; Ctrl-] detaches", "")?;
         self.ask("", "", GUEST)?;
