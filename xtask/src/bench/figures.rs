@@ -233,6 +233,26 @@ impl Report {
         text
     }
 
+    /// What a page's table says otherwise by more than a tenth, or does not have.
+    pub(crate) fn differences_from(&self, page: &str) -> Vec<String> {
+        let told = |figure: &Figure, column: usize| {
+            let line = page.lines().find(|line| line.starts_with(&format!("| `{}` |", figure.name)))?;
+            line.split('|').nth(column)?.trim().replace(',', "").parse::<f64>().ok()
+        };
+        let difference = |figure: &Figure| {
+            let (measured, column) = match figure.hypervisor {
+                Some(hypervisor) => (hypervisor, 3),
+                None => (figure.whole?, 2),
+            };
+            match told(figure, column) {
+                None => Some(format!("{} is not in the book", figure.name)),
+                Some(told) if (told - measured).abs() <= 0.1 * told.max(measured) => None,
+                Some(told) => Some(format!("{}: {measured:.0}, in the book {told:.0}", figure.name)),
+            }
+        };
+        self.all().iter().filter_map(difference).collect()
+    }
+
     /// The same for programs.
     pub(super) fn to_json(&self) -> Value {
         let one = |figure: &Figure| {
@@ -395,6 +415,16 @@ mod tests {
         assert_eq!(missed.as_deref(), Some("null_hypercall: 250 instructions, at most 200 is the goal"));
         assert_eq!(report.missed("event_round_trip").unwrap(), None);
         assert!(report.missed("no_such").is_err());
+    }
+
+    #[test]
+    fn the_book_may_not_be_far_from_what_is_measured() {
+        let report = Report::read(LOG).unwrap();
+        let page = report.to_markdown();
+        assert_eq!(report.differences_from(&page), Vec::<String>::new());
+        let old = page.replace("| 1,380 |", "| 1,300 |").replace("| 250 |", "| 200 |");
+        assert_eq!(report.differences_from(&old), ["null_hypercall: 250, in the book 200"]);
+        assert_eq!(report.differences_from("").len(), 2);
     }
 
     #[test]

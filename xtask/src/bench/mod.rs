@@ -41,7 +41,8 @@ const DOM0_LIMIT: Duration = Duration::from_secs(600);
 const DOM0_COMMAND: &str = "isthmus counters 0 --json && isthmus bench null-hypercall --json \
     && isthmus counters 0 --json && isthmus bench sleep --json";
 
-/// Between these lines the book has the table.
+/// The page of the book that has the figures, and the lines that the table is between.
+pub(crate) const BOOK: &str = "docs/src/reference/figures.md";
 const BOOK_BEGIN: &str = "<!-- cargo xtask bench --book writes what follows -->";
 const BOOK_END: &str = "<!-- to here -->";
 
@@ -101,7 +102,7 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
 
 /// Replaces the table in the book.
 fn write_book(table: &str) -> Result<()> {
-    let page = workspace::root().join("docs/src/reference/figures.md");
+    let page = workspace::root().join(BOOK);
     let text = std::fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))?;
     let marks = text.split_once(BOOK_BEGIN).zip(text.split_once(BOOK_END));
     let ((before, _), (_, after)) = marks.with_context(|| format!("{} has no place for a table", page.display()))?;
