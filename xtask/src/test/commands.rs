@@ -40,6 +40,7 @@ pub(super) const ALL: &[Scene] = &[
     Scene { tier: Tier::Long, ..scene("command/debians-compiler", debians_compiler) },
     Scene { tier: Tier::Long, ..scene("command/rustup-cannot-download", rustup_cannot_download) },
     Scene { tier: Tier::Long, ..scene("command/clone-in-a-path-with-blanks", clone_in_a_path_with_blanks) },
+    Scene { tier: Tier::Long, ..scene("command/clone-of-an-ordinary-user", clone_of_an_ordinary_user) },
 ];
 
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -356,4 +357,33 @@ fn clone_in_a_path_with_blanks(log: &Path) -> Result<()> {
     command.args(["xtask", "run", "--emulator", "qemu", "--guest"]).arg(guest("hello")?).current_dir(&clone);
     command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_TARGET_DIR");
     spawn(log, command)?.ends(0, &["DONE"])
+}
+
+/// A clone, an empty cargo home and a compiler that belong to somebody who is not root, and nothing else of the kind: all is
+/// downloaded, built and booted. Where this is not root it is what all other checks do.
+fn clone_of_an_ordinary_user(log: &Path) -> Result<()> {
+    const NOBODY: &str = "65534:65534";
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let dir = RunDir::outside("ordinary-user")?;
+    let (clone, toolchain) = (dir.path().join("isthmus"), dir.path().join("toolchain"));
+    let found = tool::run(Command::new("rustc").args(["--print", "sysroot"]).current_dir(workspace::root()))?;
+    let sysroot = String::from_utf8(found)?;
+    // Its files stay root's, so that the user can read them only.
+    tool::run(Command::new("cp").args(["-r", sysroot.trim()]).arg(&toolchain))?;
+    let git = tool::find("git").context("git is not installed")?;
+    tool::run(Command::new(git).args(["clone", "--quiet", "--no-hardlinks"]).arg(workspace::root()).arg(&clone))?;
+    tool::run(Command::new("chown").args(["-R", NOBODY]).arg(&clone))?;
+    tool::run(Command::new("chown").arg(NOBODY).arg(dir.path()))?;
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "cargo", "xtask"]).args(arguments);
+        command.env_clear().env("HOME", dir.path()).current_dir(&clone);
+        command.env("PATH", format!("{}/bin:/usr/bin:/bin", toolchain.display()));
+        spawn(log, command)
+    };
+    as_nobody(&["doctor"])?.ends(0, &["`run` would use"])?;
+    as_nobody(&["run", "--emulator", "qemu", "--exec", "id -u; exit 7"])?
+        .ends(7, &["downloading linux-image-", "dom0 is up"])
 }
