@@ -76,7 +76,7 @@ fn an_interrupt_wakes_a_sleeper_and_asks_for_the_scheduler() {
     assert_eq!(guest.vcpu(1).run_state(), RunState::Blocked);
     host.let_pcpu_0_idle();
     assert!(guest.wrmsr(0x830, FIXED | 1 << 32));
-    assert!(host.hv.sched.request_of(0).take());
+    assert!(host.hv.sched.request_of(0).is_set());
     guest.run(1);
     assert_eq!(guest.cpu(1).vectors(), [0x41]);
 }

@@ -298,6 +298,13 @@ impl RunQueue {
         self.seats.get(id).and_then(Option::as_ref).map_or(0, |seat| seat.last)
     }
 
+    /// Who runs on a pCPU.
+    #[must_use]
+    pub fn running(&self, pcpu: usize) -> Option<Who> {
+        let id = self.pcpus.get(pcpu)?.running?;
+        Some(self.seat(id).who)
+    }
+
     /// Sets the weight of all vCPUs of a domain, and how many per cent of one pCPU they may use
     /// together; 0 for no limit. Returns the pCPUs that have to ask for that.
     #[must_use]

@@ -18,6 +18,7 @@ use crate::emul::pvclock::Runstate;
 use crate::exit::Exit;
 use crate::hypervisor::Hypervisor;
 use crate::pcpu;
+use crate::sched::Asked;
 use crate::sched::queue::{Next, Stop};
 
 const RFLAGS_IF: u64 = 1 << 9;
@@ -124,7 +125,7 @@ fn enter_until(
     vcpu: &Vcpu,
     state: &mut VcpuState,
     here: usize,
-    until: Ticks,
+    mut until: Ticks,
 ) -> Outcome {
     vcpu.request_attention();
     let (tlb, request) = (&*domain.tlb, hv.sched.request_of(here));
@@ -164,7 +165,12 @@ fn enter_until(
         if outcome != Outcome::Resume {
             break outcome;
         }
-        if request.take() || begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline) {
+        match request.take() {
+            Asked::Nothing => {}
+            Asked::Soon if exit == Exit::Hypercall => until = until.min(hv.sched.grace(begin)),
+            Asked::Soon | Asked::Now => break Outcome::Leave,
+        }
+        if begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline) {
             break Outcome::Leave;
         }
     };

@@ -718,7 +718,7 @@ fn a_domain_that_another_cpu_ends_is_left_at_the_next_exit() {
     let domain = guest.domain.clone();
     guest.cpu(0).then(move |_, _| {
         domain.shut_down(ShutdownReason::Crash);
-        assert!(host.hv.sched.request_of(0).take(), "the scheduler is asked for, on one CPU or the other");
+        assert!(host.hv.sched.request_of(0).is_set(), "the scheduler is asked for, on one CPU or the other");
         Some(Exit::Deadline)
     });
     guest.cpu(0).exits(Exit::Deadline);
@@ -750,6 +750,43 @@ fn the_first_reason_counts() {
     guest.domain.shut_down(ShutdownReason::Reboot);
     guest.domain.shut_down(ShutdownReason::Crash);
     assert_eq!(guest.domain.shutdown_reason(), Some(ShutdownReason::Reboot));
+}
+
+/// Runs a vCPU that wakes another domain's at an exit of this kind, with two more exits behind, the last at the end of
+/// the grace. Returns how often it was entered.
+fn entries_when_it_wakes_another(exit: Exit) -> usize {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    let (hv, now) = (host.hv, host.hv.machine.tsc());
+    while who(hv.sched.switch(0, now, Some(&|| Stop::Asleep { until: NEVER }))).is_some() {}
+    guest.domain.seats.wake(VcpuId::new(0));
+    assert_eq!(who(hv.sched.switch(0, now, None)), Some((1, 0)));
+    let domain = other.domain.clone();
+    guest.load_call(guest_abi::hypercall::HYPERVISOR_XEN_VERSION, [0; 3]);
+    guest.cpu(0).next_rip = Some(0x8002);
+    guest.cpu(0).then(move |_, _| {
+        domain.seats.wake(VcpuId::new(0));
+        Some(exit)
+    });
+    guest.cpu(0).exits(Exit::Cpuid);
+    let machine = host.machine;
+    guest.cpu(0).then(move |_, _| {
+        machine.advance(SLICE_NS / crate::sched::GRACE);
+        Some(Exit::Deadline)
+    });
+    guest.cpu(0).exits(Exit::Deadline);
+    guest.run(0);
+    guest.cpu(0).entries
+}
+
+#[test]
+fn who_sends_another_domain_an_event_goes_on_for_a_moment() {
+    assert_eq!(entries_when_it_wakes_another(Exit::Hypercall), 3);
+}
+
+#[test]
+fn an_interrupt_for_another_domain_is_not_kept_waiting() {
+    assert_eq!(entries_when_it_wakes_another(Exit::ExternalInterrupt { vector: Some(0xf0) }), 1);
 }
 
 // --- The p2m, and what it costs.
