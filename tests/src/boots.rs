@@ -28,6 +28,14 @@ const FPU_ISOLATION: &[Guest] = &[
 const FEW_DOMAINS: &[Guest] = &[Guest { program: "control_churn", words: "mem=16 control -- rounds=10" }];
 const MANY_DOMAINS: &[Guest] = &[Guest { program: "control_churn", words: "mem=16 control -- rounds=1f4" }];
 
+/// Two that look, and two that leave nobody a CPU alone.
+const FPU_ON_TWO_CPUS: &[Guest] = &[
+    Guest { program: "fpu_isolation", words: "mem=8 -- mark=1234567a8" },
+    Guest { program: "fpu_isolation", words: "mem=8 -- mark=fedcba98764" },
+    Guest { program: "hog", words: "mem=8" },
+    Guest { program: "hog", words: "mem=8 name=hog2" },
+];
+
 const HASWELL: &str = "corei7_haswell_4770";
 const BROADWELL: &str = "broadwell_ult";
 
@@ -120,6 +128,12 @@ pub const CHECKS: &[Check] = &[
         cpus: 2,
         limit_seconds: 240,
         ..Check::guests("guest/two-domains-on-two-cpus", TWO_DOMAINS)
+    },
+    Check {
+        tier: Tier::Gate,
+        cpus: 2,
+        limit_seconds: 240,
+        ..Check::guests("guest/fpu-isolation-on-two-cpus", FPU_ON_TWO_CPUS)
     },
     Check::guests("guest/random-calls", &[Guest { program: "fuzz", words: "-- seed=1 count=400" }]),
     Check {
