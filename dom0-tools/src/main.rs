@@ -333,6 +333,20 @@ enum Selftest {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Read the kernel's clock on all CPUs at once: it must never go back
+    Steps {
+        /// For how long
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+    },
+    /// Pause a running guest and let it go on, many times
+    Pauses {
+        /// The guest, by name or number
+        guest: String,
+        /// How often
+        #[arg(long, default_value_t = 1000)]
+        count: u32,
+    },
     /// Compare the kernel's clock with the ACPI power-management timer
     Clock {
         /// For how long
@@ -406,6 +420,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Selftest(Selftest::Disk { path, operations, jobs, seed }) => {
             done(cli::selftest::disk(&path, Mix { operations, jobs, seed }))
         }
+        Command::Selftest(Selftest::Steps { seconds }) => done(cli::selftest::steps(seconds)),
+        Command::Selftest(Selftest::Pauses { guest, count }) => done(cli::selftest::pauses(&guest, count)),
         Command::Selftest(Selftest::Clock { seconds }) => done(cli::selftest::clock(seconds)),
         Command::Agent { line } => done(agent::serve(agent::open_line(&line)?, agent::power_off)),
         Command::Store(options) => done(cli::store::run(&options)),

@@ -6,6 +6,7 @@
 
 mod devices;
 mod guests;
+mod smp;
 mod tenants;
 
 use crate::{Backend, SVM, Tier, VMX};
@@ -117,10 +118,30 @@ pub const fn ends(name: &'static str, text: &'static str, status: u8) -> Command
     Command { name, text, limit_seconds: 60, status, output: Output::Any }
 }
 
+/// The same command with another time limit, in seconds.
+const fn within(limit_seconds: u64, command: Command) -> Command {
+    Command { limit_seconds, ..command }
+}
+
 /// All sessions.
 pub const SESSIONS: &[Session] = &[
     Session { disk_mib: 100, ..Session::new("dom0", SVM, BASICS) },
-    Session { cpus: 2, disk_mib: 100, ..Session::new("dom0-on-two-cpus", SVM, TWO_CPUS) },
+    Session { cpus: 2, disk_mib: 100, guest: "6.1-cloud", ..Session::new("dom0-on-two-cpus", SVM, smp::SHORT) },
+    Session {
+        tier: Tier::Long,
+        cpus: 2,
+        guest: "6.1-cloud",
+        append: "isthmus.devices=off",
+        ..Session::new("two-cpus-for-minutes", SVM, smp::LONG)
+    },
+    Session {
+        tier: Tier::Long,
+        cpus: 2,
+        append: "isthmus.devices=off",
+        boot_limit_seconds: 1800,
+        memory_mib: 1024,
+        ..Session::new("dom0-on-two-cpus", VMX, smp::SLOW)
+    },
     Session { kernel: "6.12", disk_mib: 100, ..Session::new("dom0-6.12", SVM, OTHER_KERNEL) },
     Session { by_grub: true, ..Session::new("dom0-by-grub", SVM, BY_GRUB) },
     Session { tier: Tier::Long, by_uefi: true, boot_limit_seconds: 400, ..Session::new("dom0-by-uefi", SVM, BY_GRUB) },
@@ -178,35 +199,6 @@ pub const SESSIONS: &[Session] = &[
         append: "isthmus.devices=off",
         ..Session::new("guests-many", SVM, guests::MANY)
     },
-];
-
-/// Two vCPUs, each on its own CPU and with its own timer, which both take the devices' interrupts.
-const TWO_CPUS: &[Command] = &[
-    prints("both-are-up", "nproc", Output::Exactly("2\n")),
-    prints("isthmus-says-so", "isthmus info | grep CPUs", Output::With(&["2 of 2"])),
-    prints(
-        "each-has-its-timer",
-        "sleep 1; awk '/timer0/ && $2 > 0 { a = 1 } /timer1/ && $3 > 0 { b = 1 } END { print a + b }' /proc/interrupts",
-        Output::Exactly("2\n"),
-    ),
-    prints(
-        "calls-between-them-arrive",
-        "for i in 0 1; do taskset $((i + 1)) sh -c 'echo 3 > /proc/sys/vm/drop_caches; sync'; done; echo fine",
-        Output::Exactly("fine\n"),
-    ),
-    prints(
-        "time-does-not-go-back",
-        "last=0; for i in $(seq 300); do now=$(taskset $((i % 2 + 1)) cut -d' ' -f1 /proc/uptime | tr -d .); \
-         [ $now -ge $last ] || echo $last $now; last=$now; done; echo checked",
-        Output::Exactly("checked\n"),
-    ),
-    prints(
-        "a-disk-interrupt-moves",
-        "irq=$(awk '/ahci/ { print $1 + 0 }' /proc/interrupts); echo 2 > /proc/irq/$irq/smp_affinity; \
-         dd if=/dev/urandom of=$DISK bs=1M count=16 conv=fsync 2>/dev/null; \
-         awk '/ahci/ && $3 > 0 { print \"moved\" }' /proc/interrupts",
-        Output::Exactly("moved\n"),
-    ),
 ];
 
 /// That dom0 is one, that its kernel is Debian's own, that a command's output and status arrive as they are, and that

@@ -6,9 +6,11 @@
 
 mod disk;
 mod foreign;
+mod smp;
 
 pub use disk::{Mix, disk};
 pub use foreign::foreign;
+pub use smp::{pauses, steps};
 
 use std::time::{Duration, Instant};
 
