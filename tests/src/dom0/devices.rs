@@ -237,6 +237,38 @@ free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <fre
     ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING: CPU|Oops|g\\.e\\. 0x'", 0),
 ];
 
+/// A disk for the demo guest, whose half it copies to the other half.
+pub(super) const DISK_OF_THE_DEMO: Command = within(
+    400,
+    prints(
+        "disk-keeps-half-a-mib",
+        r"cd /tmp; head -c 524288 /dev/urandom >half; cat half >d.img; truncate -s 1M d.img
+isthmus block-attach demo d.img xvda || exit
+echo 'modprobe xen-blkfront; until [ -b /dev/xvda ]; do sleep 1; done
+dd if=/dev/xvda of=/dev/xvda bs=64k count=8 seek=8 conv=fsync && echo copied $((2 * 4)) parts' |
+isthmus console demo --until 'copied 8 parts' --timeout 300 >/dev/null; isthmus block-detach demo xvda || exit
+tail -c 524288 d.img | cmp - half && echo same",
+        Output::Exactly("same\n"),
+    ),
+);
+
+/// A network card for it, by which it sends back what it is sent.
+pub(super) const CARD_OF_THE_DEMO: Command = within(
+    500,
+    prints(
+        "card-brings-half-a-mib-each-way",
+        r"cd /tmp; head -c 524288 /dev/urandom >half; mkfifo hold; exec 9<>hold
+isthmus net-attach demo 0 && ip address add 192.168.77.1/24 dev isthmus0 || exit
+(nc -l -p 5000 <half; nc -l -p 5001 <&9 >back) >/dev/null 2>&1 &
+echo 'modprobe xen-netfront; until ip link set eth0 up; do sleep 1; done; ip address add 192.168.77.2/24 dev eth0
+mkfifo h; exec 9<>h; until nc 192.168.77.1 5000 <&9 >r; do sleep 1; done
+until nc 192.168.77.1 5001 <r; do sleep 1; done; echo sent back in $((1 + 1)) parts' |
+isthmus console demo --until 'sent back in 2 parts' --timeout 400 >/dev/null; wait; isthmus net-detach demo 0 || exit
+cmp back half && echo same",
+        Output::Exactly("same\n"),
+    ),
+);
+
 /// A guest serves another's disk and network card, is killed, and comes back.
 pub(super) const DRIVER_DOMAIN: &[Command] = &[
     within(

@@ -3,7 +3,7 @@
 //!
 //! Each session's commands build on those before: the first one starts the guest that the others use.
 
-use super::{Command, Output, ends, prints, tenants};
+use super::{Command, Output, devices, ends, prints, tenants};
 
 const fn within(limit_seconds: u64, command: Command) -> Command {
     Command { limit_seconds, ..command }
@@ -256,6 +256,8 @@ pub(super) const SMALL: &[Command] = &[
             Output::Exactly("demo\n1\n1\n"),
         ),
     ),
+    devices::DISK_OF_THE_DEMO,
+    devices::CARD_OF_THE_DEMO,
     within(300, prints("shuts-down-when-asked", "isthmus shutdown demo --wait 280", Output::With(&["poweroff\n"]))),
 ];
 
