@@ -52,7 +52,7 @@ pub(crate) fn archive(kernel: &Package, target_dir: &Path) -> Result<Vec<u8>> {
 /// A guest's root with busybox, these programs, and nothing else.
 ///
 /// # Errors
-/// As for [`archive`].
+/// As for [`archive()`].
 pub(crate) fn plain_root(target_dir: &Path, programs: [(&str, Vec<u8>); 2]) -> Result<Vec<u8>> {
     let mut root = skeleton(&Store::new(&target_dir.join("packages"))?)?;
     for (path, bytes) in programs {

@@ -18,7 +18,7 @@ use isthmus_tests::Tier;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::scenes::{Scene, scene};
-use super::{boots, machines};
+use super::{boots, machines, this_program};
 use crate::launch::RunDir;
 use crate::{interrupt, tool, workspace};
 
@@ -58,7 +58,7 @@ struct Started {
 
 /// `xtask` with `arguments` in the environment that `change` makes of this one, its words in `log`.
 fn start(log: &Path, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Result<Started> {
-    let program = std::env::current_exe().context("finding this program")?;
+    let program = this_program();
     let mut command = Command::new(program);
     command.args(arguments).current_dir(workspace::root());
     change(&mut command);

@@ -94,6 +94,11 @@ struct Judged {
     log: PathBuf,
 }
 
+/// This program's file, to be started again. It is found also when another one has been built in its place meanwhile.
+fn this_program() -> PathBuf {
+    PathBuf::from(format!("/proc/{}/exe", std::process::id()))
+}
+
 /// The file for the log of a check.
 fn log_file(logs: &Path, name: &str) -> PathBuf {
     logs.join(format!("{}.log", name.replace('/', ".")))

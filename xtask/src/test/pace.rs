@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::scenes::{Scene, scene};
+use super::this_program;
 use crate::workspace;
 
 pub(super) const ALL: &[Scene] = &[scene("run/sleep-and-idle-keep-the-hosts-pace/svm", pace)];
@@ -33,7 +34,7 @@ fn pace(log: &Path) -> Result<()> {
         "sleep 10; for i in $(seq {TRIES}); do echo begin; sleep 1; echo end; done; echo idle; sleep {}; echo over",
         2 * TRIES + 1
     );
-    let mut child = Command::new(std::env::current_exe().context("finding this program")?)
+    let mut child = Command::new(this_program())
         .args(["run", "--emulator", "qemu", "--timeout", "600", "--exec", &command])
         .current_dir(workspace::root())
         .stdin(Stdio::null())

@@ -16,6 +16,7 @@ use isthmus_tests::Tier;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use super::scenes::{Scene, scene};
+use super::this_program;
 use crate::launch::RunDir;
 use crate::workspace;
 
@@ -41,7 +42,7 @@ const GUEST: &str = "demo:/root# ";
 
 /// This program with `arguments`, to its end; its words are added to the log.
 pub(super) fn xtask(log: &Path, arguments: &[&str]) -> Result<Output> {
-    let program = std::env::current_exe().context("finding this program")?;
+    let program = this_program();
     let mut command = Command::new(program);
     let output = command.args(arguments).current_dir(workspace::root()).stdin(Stdio::null()).output()?;
     let mut file = File::options().append(true).open(log)?;
@@ -144,7 +145,7 @@ fn shell(log: &Path, emulator: &[&str]) -> Result<()> {
     unlockpt(&terminal)?;
     let name = ptsname(&terminal, Vec::new())?;
     let line = File::options().read(true).write(true).open(name.to_str()?)?;
-    let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+    let mut command = Command::new(this_program());
     command.arg("run").args(emulator).current_dir(workspace::root());
     command.stdin(line.try_clone()?).stdout(line.try_clone()?).stderr(File::options().append(true).open(log)?);
     let mut child = command.spawn().context("starting xtask")?;

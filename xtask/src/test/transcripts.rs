@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use isthmus_tests::Tier;
 
 use super::scenes::{Scene, scene};
+use super::this_program;
 use crate::launch::RunDir;
 use crate::workspace;
 
@@ -83,7 +84,7 @@ fn session(log: &Path, here: &Path, commands: &str, expected: &[String]) -> Resu
     let script = format!("exec 2>&1\n{SHELL}{commands}");
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", LIMIT, "sh", "-c", &script]).current_dir(here).stdin(Stdio::null());
-    command.env("XTASK", std::env::current_exe().context("finding this program")?);
+    command.env("XTASK", this_program());
     let output = command.output().context("running a shell")?;
     // A path in a checkout is the same as one in the folder that looks like it.
     let checkout = format!("{}/", workspace::root().display());
