@@ -133,6 +133,9 @@ enum Command {
         /// The domain that serves it, of which SOURCE is a file or block device [default: dom0]
         #[arg(long, value_name = "DOMAIN")]
         backend: Option<String>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Take a disk from a guest
     BlockDetach {
@@ -143,6 +146,9 @@ enum Command {
         /// Do not ask the guest: its requests fail
         #[arg(long)]
         force: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Give a running guest a network card, until it ends
     NetAttach {
@@ -162,6 +168,9 @@ enum Command {
         /// The domain that serves it, in which the bridge is [default: dom0]
         #[arg(long, value_name = "DOMAIN")]
         backend: Option<String>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Take a network card from a guest
     NetDetach {
@@ -172,6 +181,9 @@ enum Command {
         /// Do not ask the guest
         #[arg(long)]
         force: bool,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Serve devices of other guests: to be run in a guest that they name as backend
     Driver,
@@ -391,16 +403,18 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Info { domain: Some(domain), json } => guests::info(&domain, json),
         Command::Supervisor => done(supervisor::run()),
         Command::Info { domain: None, json } => done(cli::info::run(json)),
-        Command::BlockAttach { guest, source, disk, readonly, backend } => {
+        Command::BlockAttach { guest, source, disk, readonly, backend, json } => {
             let config = DiskConfig { source, name: Some(disk.clone()), readonly, backend };
-            done(cli::devices::block_attach(&guest, &disk, config))
+            done(cli::devices::block_attach(&guest, &disk, config, json))
         }
         Command::Driver => done(driver::run()),
-        Command::BlockDetach { guest, disk, force } => done(cli::devices::block_detach(&guest, &disk, force)),
-        Command::NetAttach { guest, card, bridge, mac, mtu, backend } => {
-            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend }))
+        Command::BlockDetach { guest, disk, force, json } => {
+            done(cli::devices::block_detach(&guest, &disk, force, json))
         }
-        Command::NetDetach { guest, card, force } => done(cli::devices::net_detach(&guest, card, force)),
+        Command::NetAttach { guest, card, bridge, mac, mtu, backend, json } => {
+            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend }, json))
+        }
+        Command::NetDetach { guest, card, force, json } => done(cli::devices::net_detach(&guest, card, force, json)),
         Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),
         Command::Counters { cpus: true, interval, json, .. } => done(cli::counters::run_cpus(interval, json)),
         Command::Counters { domain, interval, json, .. } => done(cli::counters::run(domain, interval, json)),

@@ -8,6 +8,7 @@ use guest_abi::{DomId, VcpuId};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::guests::print_done;
 use crate::devices::stats::{self, DeviceStats};
 use crate::devices::{self, Device, Devices, DiskConfig, Mac, NicConfig, VirtualDisk};
 use crate::sys::privcmd::{Privcmd, Snapshot};
@@ -33,11 +34,12 @@ fn backend(name: Option<&str>) -> Result<DomId> {
 ///
 /// # Errors
 /// There is no such guest, or the disk cannot be made.
-pub fn block_attach(name: &str, disk: &str, mut config: DiskConfig) -> Result<()> {
+pub fn block_attach(name: &str, disk: &str, mut config: DiskConfig, json: bool) -> Result<()> {
     let mut attach = || {
-        let domains = (guest(name)?.id, backend(config.backend.as_deref())?);
+        let (guest, backend) = (guest(name)?, backend(config.backend.as_deref())?);
         config.source = std::path::absolute(&config.source)?;
-        Devices::open()?.attach_disk(domains, &config, disk)
+        Devices::open()?.attach_disk((guest.id, backend), &config, disk)?;
+        print_done(json, &guest.name, guest.id, None, || None)
     };
     attach().with_context(|| format!("attaching a disk to {name}"))
 }
@@ -46,11 +48,9 @@ pub fn block_attach(name: &str, disk: &str, mut config: DiskConfig) -> Result<()
 ///
 /// # Errors
 /// There is no such guest or disk, or the guest does not let go of it.
-pub fn block_detach(name: &str, disk: &str, force: bool) -> Result<()> {
-    let detach = || {
-        let number = VirtualDisk::from_name(disk).with_context(|| format!("{disk} is none of xvda to xvdz"))?;
-        Devices::open()?.detach(guest(name)?.id, Device::Disk(number), force)
-    };
+pub fn block_detach(name: &str, disk: &str, force: bool, json: bool) -> Result<()> {
+    let number = || VirtualDisk::from_name(disk).with_context(|| format!("{disk} is none of xvda to xvdz"));
+    let detach = || detach(name, Device::Disk(number()?), force, json);
     detach().with_context(|| format!("detaching disk {disk} from {name}"))
 }
 
@@ -58,7 +58,7 @@ pub fn block_detach(name: &str, disk: &str, force: bool) -> Result<()> {
 ///
 /// # Errors
 /// There is no such guest or bridge, or the card cannot be made.
-pub fn net_attach(name: &str, card: u32, config: NicConfig) -> Result<()> {
+pub fn net_attach(name: &str, card: u32, config: NicConfig, json: bool) -> Result<()> {
     let attach = || {
         if let Some(Err(reason)) = config.mac.as_deref().map(Mac::parse) {
             bail!("--mac {}: {reason}", config.mac.as_deref().unwrap_or_default());
@@ -68,7 +68,8 @@ pub fn net_attach(name: &str, card: u32, config: NicConfig) -> Result<()> {
         }
         let guest = guest(name)?;
         let uuid = guest.record.as_ref().map_or_else(Uuid::new_v4, |record| record.uuid);
-        Devices::open()?.attach_nic((guest.id, backend(config.backend.as_deref())?), &config, card, uuid)
+        Devices::open()?.attach_nic((guest.id, backend(config.backend.as_deref())?), &config, card, uuid)?;
+        print_done(json, &guest.name, guest.id, None, || None)
     };
     attach().with_context(|| format!("attaching a network card to {name}"))
 }
@@ -77,9 +78,15 @@ pub fn net_attach(name: &str, card: u32, config: NicConfig) -> Result<()> {
 ///
 /// # Errors
 /// There is no such guest or card, or the guest does not let go of it.
-pub fn net_detach(name: &str, card: u32, force: bool) -> Result<()> {
-    let detach = || Devices::open()?.detach(guest(name)?.id, Device::Nic(card), force);
-    detach().with_context(|| format!("detaching network card {card} from {name}"))
+pub fn net_detach(name: &str, card: u32, force: bool, json: bool) -> Result<()> {
+    let detach = detach(name, Device::Nic(card), force, json);
+    detach.with_context(|| format!("detaching network card {card} from {name}"))
+}
+
+fn detach(name: &str, device: Device, force: bool, json: bool) -> Result<()> {
+    let guest = guest(name)?;
+    Devices::open()?.detach(guest.id, device, force)?;
+    print_done(json, &guest.name, guest.id, None, || None)
 }
 
 /// What a domain costs and does.

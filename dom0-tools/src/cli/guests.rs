@@ -81,7 +81,8 @@ struct Done<'a> {
     ended: Option<&'a End>,
 }
 
-fn print_done(
+/// Says that something was done to a guest: for programs, or these words, if there are any.
+pub(super) fn print_done(
     json: bool,
     name: &str,
     id: DomId,

@@ -129,7 +129,7 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
         100,
         prints(
             "disk-is-plugged-in",
-            with_guest!("isthmus block-attach devices more.img xvdb && g second_disk && echo there"),
+            with_guest!("isthmus block-attach devices more.img xvdb --json | grep -q devices && g second_disk && echo there"),
             Output::Exactly("there\n"),
         ),
     ),

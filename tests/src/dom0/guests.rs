@@ -228,6 +228,38 @@ pub(super) const BAD_INPUT: &[Command] = &[
         ),
     ),
     ends("an-unknown-command-is-wrong-usage", "isthmus frobnicate", 2),
+    within(
+        400,
+        prints(
+            "a-kernel-may-crash-at-any-stage-of-its-boot",
+            with_variants!(
+                "one() { isthmus create $(variant $1 \"$2\") >/dev/null && echo $1: $(isthmus wait $1 --timeout 90); }
+                 head -c 100000 /dev/urandom >$D/noise; head -c 100000 $D/initrd >$D/start
+                 one no-init 's,hvc0,hvc0 rdinit=/none,'; one init-that-ends 's,hvc0,hvc0 rdinit=/bin/false,'
+                 one no-initrd '/^initrd/d'; one noise 's,\"initrd\",\"noise\",'; one cut 's,\"initrd\",\"start\",'
+                 isthmus list --json | grep -c '\"id\"'"
+            ),
+            Output::With(&[
+                "no-init: crash (VFS: Unable to mount root fs",
+                "init-that-ends: crash (Attempted to kill init!",
+                "no-initrd: crash (VFS: Unable to mount root fs",
+                "noise: crash (VFS: Unable to mount root fs",
+                "cut: crash (",
+                "\n1\n",
+            ]),
+        ),
+    ),
+    within(
+        120,
+        prints(
+            "a-kernel-may-use-a-serial-line-before-its-console",
+            with_variants!(
+                "isthmus create $(variant early 's,hvc0,hvc0 earlyprintk=serial,') >/dev/null
+                 isthmus console early --until 'is up with' --timeout 100 >/dev/null; isthmus console --serial early; isthmus destroy early"
+            ),
+            Output::With(&["] Linux version 6.", "bootconsole [earlyser0] enabled"]),
+        ),
+    ),
     tenants::ENDS,
     tenants::DEAF,
     tenants::SERIAL,
