@@ -186,7 +186,10 @@ impl Machine for Hw {
     }
 
     fn insist(&self, pcpu: usize, since: &mut Ticks) {
-        smp::insist(pcpu, since);
+        // With SVM an interrupt ends a run whatever the guest masks, and the NMI would be one exit more.
+        if matches!(BACKEND.get(), Some(Backend::Vmx { .. })) {
+            smp::insist(pcpu, since);
+        }
     }
 
     fn take_stray_nmi(&self) -> bool {
