@@ -133,7 +133,8 @@ pub const CHECKS: &[Check] = &[
         tier: Tier::Gate,
         cpus: 2,
         limit_seconds: 240,
-        ..Check::guests("guest/fpu-isolation-on-two-cpus", FPU_ON_TWO_CPUS)
+        // QEMU arms a watchpoint where DR7 is written, not where VMRUN loads it: it is gone when a vCPU has moved.
+        ..Check::guests("guest/fpu-isolation-on-two-cpus", FPU_ON_TWO_CPUS).on(VMX)
     },
     Check::guests("guest/random-calls", &[Guest { program: "fuzz", words: "-- seed=1 count=400" }]),
     Check {

@@ -126,7 +126,7 @@ const fn within(limit_seconds: u64, command: Command) -> Command {
 /// All sessions.
 pub const SESSIONS: &[Session] = &[
     Session { disk_mib: 100, ..Session::new("dom0", SVM, BASICS) },
-    Session { cpus: 2, disk_mib: 100, guest: "6.1-cloud", ..Session::new("dom0-on-two-cpus", SVM, smp::SHORT) },
+    Session { cpus: 2, disk_mib: 100, ..Session::new("dom0-on-two-cpus", SVM, smp::SHORT) },
     Session {
         tier: Tier::Long,
         cpus: 2,
