@@ -16,7 +16,7 @@ const CR8_READ: u64 = 0x08;
 const CR8_WRITE: u64 = 0x18;
 const EXCEPTION_0: u64 = 0x40;
 const EXCEPTION_31: u64 = 0x5f;
-const VMMCALL: u64 = 0x81;
+pub(super) const VMMCALL: u64 = 0x81;
 const INVALID: u64 = u64::MAX;
 const INVALID_LOW: u64 = 0xffff_ffff;
 /// Port I/O: the second information word holds the next RIP.
@@ -25,12 +25,8 @@ pub(super) const IO: u64 = 0x7b;
 /// The guest is about to return from an interrupt.
 pub(super) const IRET: u64 = 0x74;
 
-/// Decodes the exit that the control block describes.
+/// Decodes the exit that the control block describes, other than VMMCALL's.
 pub(super) fn decode(vmcb: &Vmcb) -> Exit {
-    // What a busy guest does most comes first.
-    if vmcb.exit_code == VMMCALL {
-        return hypercall_of(vmcb);
-    }
     let info = vmcb.exit_info_1;
     match vmcb.exit_code {
         0x60 => Exit::ExternalInterrupt { vector: None },
@@ -75,7 +71,7 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
 
 /// Whose hypercall it is.
 #[inline]
-fn hypercall_of(vmcb: &Vmcb) -> Exit {
+pub(super) fn hypercall_of(vmcb: &Vmcb) -> Exit {
     if vmcb.cpl != 0 {
         Exit::UserHypercall
     } else if vmcb.cs.is_long() {

@@ -209,6 +209,8 @@ pub(crate) struct SvmVcpu {
     generation: u64,
     /// An interrupt that had to make place for a window, to be injected when that opens.
     deferred: Option<u8>,
+    /// A window is wanted, and asked for as soon as the virtual interrupt has been taken.
+    owes_window: bool,
     is_loaded: bool,
 }
 
@@ -243,6 +245,7 @@ impl SvmVcpu {
             root: config.p2m_root,
             generation: 0,
             deferred: None,
+            owes_window: false,
             is_loaded: false,
         })
     }
@@ -284,12 +287,40 @@ impl SvmVcpu {
         self.vmcb.v_intr & v_intr::IRQ != 0 && self.vmcb.intercept_1 & intercept1::VINTR == 0
     }
 
+    /// What an exit is that is no hypercall. It is a chance to ask for a window that is owed.
+    #[inline(never)]
+    fn other_exit(&mut self) -> Exit {
+        if self.owes_window && !self.has_virtual_interrupt() {
+            self.open_window();
+        }
+        let exit = exit::decode(&self.vmcb);
+        if exit == Exit::InterruptWindow
+            && let Some(vector) = self.deferred.take()
+        {
+            self.vmcb.event_inj = EVENT_VALID | u64::from(vector);
+        }
+        exit
+    }
+
+    /// Whether neither IF nor a shadow holds interrupts off.
+    fn takes_interrupts(&self) -> bool {
+        self.vmcb.rflags & RFLAGS_IF != 0 && self.vmcb.interrupt_shadow & 1 == 0
+    }
+
+    /// Has the guest exit where it could take an interrupt, by a virtual one of the highest priority, which exits just
+    /// before it is taken.
+    fn open_window(&mut self) {
+        self.owes_window = false;
+        self.vmcb.v_intr = v_intr::QUEUED;
+        self.vmcb.intercept_1 = self.vmcb.intercept_1 & !intercept1::IRET | intercept1::VINTR;
+    }
+
     /// Makes the virtual interrupt free to serve as a window: one that was injected becomes an
-    /// event, now or, where another event is queued, when the window opens.
+    /// event, now or, where another event is queued or the guest takes none, when the window opens.
     fn free_virtual_interrupt(&mut self) {
         if self.has_virtual_interrupt() {
             let vector = low_u8(self.vmcb.v_intr >> v_intr::VECTOR_SHIFT);
-            if self.vmcb.event_inj & EVENT_VALID == 0 {
+            if self.vmcb.event_inj & EVENT_VALID == 0 && self.takes_interrupts() {
                 self.vmcb.event_inj = EVENT_VALID | u64::from(vector);
             } else {
                 self.deferred = Some(vector);
@@ -340,13 +371,11 @@ impl VcpuHw for SvmVcpu {
         regs.rax = self.vmcb.rax;
         self.vmcb.tlb_control = 0;
         self.requeue_interrupted_event();
-        let exit = exit::decode(&self.vmcb);
-        if exit == Exit::InterruptWindow
-            && let Some(vector) = self.deferred.take()
-        {
-            self.vmcb.event_inj = EVENT_VALID | u64::from(vector);
+        // What a busy guest does most comes first.
+        if self.vmcb.exit_code == exit::VMMCALL {
+            return exit::hypercall_of(&self.vmcb);
         }
-        exit
+        self.other_exit()
     }
 
     fn load(&mut self) {
@@ -451,7 +480,7 @@ impl VcpuHw for SvmVcpu {
         vmcb.efer = state.efer | EFER_SVME;
         vmcb.dr7 = state.dr7;
         vmcb.g_pat = state.pat;
-        self.deferred = None;
+        (self.deferred, self.owes_window) = (None, false);
         vmcb.event_inj = 0;
         vmcb.v_intr = v_intr::MASKING;
         vmcb.intercept_1 &= !(intercept1::VINTR | intercept1::IRET);
@@ -544,8 +573,7 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn can_inject_interrupt(&self) -> bool {
-        let vmcb = &self.vmcb;
-        vmcb.rflags & RFLAGS_IF != 0 && vmcb.interrupt_shadow & 1 == 0 && !self.has_queued_event()
+        self.takes_interrupts() && !self.has_queued_event()
     }
 
     fn has_queued_event(&self) -> bool {
@@ -571,21 +599,19 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn request_window(&mut self, wanted: bool) {
-        // QEMU, which cannot flush one ASID, may deliver twice what is made an event to make place for a window, see
-        // `inject`. There the return from its handler is waited for, and the window asked for at that point.
-        let can_come_twice = !self.shared.features.flush_by_asid;
-        let waits_for_iret =
-            wanted && can_come_twice && self.has_virtual_interrupt() && self.vmcb.exit_code != exit::IRET;
+        self.owes_window = false;
         self.vmcb.intercept_1 &= !intercept1::IRET;
-        if waits_for_iret {
-            self.vmcb.intercept_1 |= intercept1::IRET;
-            return;
-        }
-        // A virtual interrupt of the highest priority that exits just before it is taken.
-        if wanted {
+        // QEMU, which cannot flush one ASID, may deliver twice what is made an event to make place for a window, see
+        // `inject`. There the virtual interrupt is waited for, and to see early that it was taken, the return from its
+        // handler exits; but a return that has exited before it was taken has to be let go.
+        if wanted && !self.shared.features.flush_by_asid && self.has_virtual_interrupt() {
+            self.owes_window = true;
+            if self.vmcb.exit_code != exit::IRET {
+                self.vmcb.intercept_1 |= intercept1::IRET;
+            }
+        } else if wanted {
             self.free_virtual_interrupt();
-            self.vmcb.v_intr = v_intr::QUEUED;
-            self.vmcb.intercept_1 |= intercept1::VINTR;
+            self.open_window();
         } else if self.vmcb.intercept_1 & intercept1::VINTR != 0 && self.deferred.is_none() {
             self.vmcb.v_intr = v_intr::MASKING;
             self.vmcb.intercept_1 &= !intercept1::VINTR;

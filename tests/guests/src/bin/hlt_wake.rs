@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Measures how late a sleeping guest is woken: by its one-shot timer, and by an event of its own.
+//! Measures how late a sleeping guest is woken: by its one-shot timer, and by an event of its own. And proves that an
+//! interrupt behind an upcall wakes one that sleeps in the upcall's handler.
 //!
 //! The numbers are for reading; what is checked is only that none is negative or absurd. A pass
 //! cannot tell how late a guest is woken while others want the CPU.
@@ -9,12 +10,21 @@
 #![no_std]
 #![no_main]
 
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use guest_abi::event_channel::VIRQ_TIMER;
 use guest_abi::vcpu::{SetSingleshotTimer, VCPUOP_SET_SINGLESHOT_TIMER};
-use test_guests::{check, check_eq, cpu, events, guest, hypercall, report, say, sched, time};
+use test_guests::{apic, check, check_eq, cpu, events, guest, hypercall, report, say, sched, time, traps};
 
 guest!(main);
 
+/// The vector that comes with an upcall, and the HLTs that it may take until it does.
+const SECOND: u8 = 0x41;
+const FEW: u32 = 3;
+/// HLTs after which nothing is expected any more.
+const MANY: u32 = 20_000;
+/// HLTs in the upcall's handler.
+static HALTS: AtomicU32 = AtomicU32::new(0);
 const ROUNDS: u64 = 20;
 const SLEEP_NS: u64 = 1_000_000;
 /// Later than this is no latency any more.
@@ -60,6 +70,27 @@ fn main() {
         events::clear_all();
         now().checked_sub(start)
     });
+    behind_an_upcall(ipi);
+}
+
+/// An interrupt that waits behind an upcall is let in where the upcall's handler sleeps, as a kernel does that goes on
+/// with another thread: no IRET comes first.
+fn behind_an_upcall(ipi: u32) {
+    check("the local APIC", apic::enter_x2apic().and_then(|()| apic::enable()).is_ok());
+    traps::on(events::CALLBACK_VECTOR, || {
+        events::clear_all();
+        while traps::count(SECOND) == 0 && HALTS.fetch_add(1, Relaxed) < MANY {
+            cpu::wait();
+        }
+    });
+    check("a second interrupt", apic::write(apic::SELF_IPI, u64::from(SECOND)).is_ok());
+    events::send(ipi);
+    events::open();
+    check_eq("it comes", traps::count(SECOND), 1);
+    let halts = HALTS.load(Relaxed);
+    say!("after {halts} HLTs in the upcall's handler");
+    check("without many a HLT before it", halts <= FEW);
+    check("EOI", apic::write(apic::EOI, 0).is_ok());
 }
 
 fn now() -> u64 {
