@@ -36,6 +36,20 @@ const FPU_ON_TWO_CPUS: &[Guest] = &[
     Guest { program: "hog", words: "mem=8 name=hog2" },
 ];
 
+/// What a wake-up takes, on one CPU, on two, and where hogs have the CPU.
+const WAKE_COST: &[Guest] =
+    &[Guest { program: "wake_cost", words: "mem=8 control" }, Guest { program: "event_echo", words: "mem=8" }];
+const WAKE_COST_ON_TWO_CPUS: &[Guest] = &[
+    Guest { program: "wake_cost", words: "mem=8 control -- cpus=2" },
+    Guest { program: "event_echo", words: "mem=8" },
+];
+const WAKE_COST_BESIDE_HOGS: &[Guest] = &[
+    Guest { program: "wake_cost", words: "mem=8 control -- hogs=2" },
+    Guest { program: "event_echo", words: "mem=8" },
+    Guest { program: "hog", words: "mem=8" },
+    Guest { program: "hog", words: "mem=8 name=hog2" },
+];
+
 const HASWELL: &str = "corei7_haswell_4770";
 const BROADWELL: &str = "broadwell_ult";
 
@@ -101,6 +115,14 @@ pub const CHECKS: &[Check] = &[
     Check::guests("guest/second-vcpu", &[Guest { program: "smp", words: "vcpus=2" }]),
     Check::guests("guest/string-io", &[guest("string_io")]),
     Check::guests("guest/wake-up", &[guest("hlt_wake")]),
+    Check::guests("guest/cost-of-a-wake-up", WAKE_COST),
+    Check {
+        tier: Tier::Gate,
+        cpus: 2,
+        limit_seconds: 120,
+        ..Check::guests("guest/cost-of-a-wake-up-on-two-cpus", WAKE_COST_ON_TWO_CPUS)
+    },
+    Check::guests("guest/cost-of-a-wake-up-beside-hogs", WAKE_COST_BESIDE_HOGS),
     Check::guests("guest/second-vcpu-timers", &[Guest { program: "smp_timers", words: "vcpus=2" }]),
     Check::guests("guest/control", &[Guest { program: "control", words: "mem=16 control" }]),
     Check::guests("guest/control-refused", &[guest("control_refused")]),

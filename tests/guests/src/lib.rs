@@ -16,6 +16,7 @@
 pub mod apic;
 pub mod boot;
 pub mod control;
+pub mod counters;
 pub mod cpu;
 pub mod device;
 pub mod disk;

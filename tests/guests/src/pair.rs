@@ -39,8 +39,8 @@ impl Pair {
         let Some(port) = port else { report::fatal(format_args!("no event channel to the other domain")) };
         events::set_masked(port, true);
         if !leads {
-            // A port that was just bound is pending.
-            events::clear_pending(port);
+            // A port that was just bound is pending, and has an upcall due.
+            events::clear_all();
         }
         let pair = Self { port, leads };
         pair.step();

@@ -80,8 +80,10 @@ const GOALS: &[Goal] = &[
 struct Sample {
     name: String,
     ops: f64,
-    ticks: f64,
-    hv: f64,
+    /// None where there is no sense in them.
+    ticks: Option<f64>,
+    /// None where the guest cannot tell.
+    hv: Option<f64>,
     exits: f64,
 }
 
@@ -129,13 +131,18 @@ impl Report {
         let find = |name: &str| {
             samples.iter().find(|sample| sample.name == name).with_context(|| format!("no figure for {name}"))
         };
-        let frame = find("loop")?.each(find("loop")?.ticks);
+        let ticks = |sample: &Sample| {
+            let ticks = sample.ticks.with_context(|| format!("{} has no ticks", sample.name))?;
+            Ok::<f64, anyhow::Error>(sample.each(ticks))
+        };
+        let frame = ticks(find("loop")?)?;
         let null = find("null_hypercall")?;
-        let stub = null.each(null.ticks) - frame - NULL_GUEST_SIDE - null.each(null.hv);
+        let counted = null.hv.context("null_hypercall has no part of the hypervisor")?;
+        let stub = ticks(null)? - frame - NULL_GUEST_SIDE - null.each(counted);
         let figure = |sample: &Sample| Figure {
             name: sample.name.clone(),
-            whole: Some(sample.each(sample.ticks) - frame),
-            hypervisor: Some(sample.each(sample.hv) + sample.each(sample.exits) * stub),
+            whole: sample.ticks.map(|ticks| sample.each(ticks) - frame),
+            hypervisor: sample.hv.map(|hv| sample.each(hv) + sample.each(sample.exits) * stub),
             exits: sample.each(sample.exits),
             native: None,
         };
@@ -278,14 +285,16 @@ impl Report {
 }
 
 impl Sample {
-    /// Reads `BENCH name ops=N ticks=N hv=N exits=N`, with anything before it.
+    /// Reads `BENCH name ops=N ticks=N hv=N exits=N`, with anything before it; `ticks` and `hv` may be `-`.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_once("BENCH ")?.1.split_whitespace();
         let name = words.next()?.to_owned();
-        let mut number = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=')?.parse::<f64>().ok();
-        let sample =
-            Self { name, ops: number("ops")?, ticks: number("ticks")?, hv: number("hv")?, exits: number("exits")? };
-        (sample.ops > 0.0).then_some(sample)
+        let mut value = |key: &str| match words.next()?.strip_prefix(key)?.strip_prefix('=')? {
+            "-" => Some(None),
+            number => number.parse::<f64>().ok().map(Some),
+        };
+        let (ops, ticks, hv, exits) = (value("ops")??, value("ticks")?, value("hv")?, value("exits")??);
+        (ops > 0.0).then_some(Self { name, ops, ticks, hv, exits })
     }
 
     fn each(&self, all: f64) -> f64 {

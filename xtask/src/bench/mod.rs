@@ -5,7 +5,7 @@
 //! instructions: figures that do not depend on the machine they are taken on, and come out the same again. They say
 //! nothing of caches or of the price of an exit, which is why exits stand beside them.
 //!
-//! A micro-guest that repeats single operations (`tests/guests/src/bin/bench.rs`), dom0, whose counters are read when its
+//! Micro-guests that repeat single operations (`tests/guests/src/bin/bench.rs`, `wake_cost.rs`), dom0, whose counters are read when its
 //! shell answers, and guests that dom0 makes ([`guests`]). What the figures are held against is in [`figures`].
 
 mod figures;
@@ -116,13 +116,28 @@ fn machine(emulator: Emulator, boot: emulator::Boot, memory_mib: u32) -> Machine
     Machine { counts_instructions, bochs_cpu: bochs::Cpu::quick(BOCHS_MODEL), ..Machine::new(boot, memory_mib) }
 }
 
-/// Boots the micro-guest and reads what it measured. The release build, which is what is shipped.
+/// The micro-guest that measures single operations, and who answers it.
+const OPERATIONS: &[(&str, &str)] = &[("bench", "control"), ("event_echo", "mem=8")];
+/// The one that measures how soon it gets a CPU that others use up.
+const BESIDE_HOGS: &[(&str, &str)] =
+    &[("wake_cost", "mem=8 control -- hogs=2"), ("event_echo", "mem=8"), ("hog", "mem=8"), ("hog", "mem=8 name=hog2")];
+
+/// Boots the micro-guests and reads what they measured. The release build, which is what is shipped.
 pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
+    report::step("measuring single operations in a micro-guest");
+    let said = boot_guests(emulator, OPERATIONS)?;
+    report::step("measuring wake-ups beside micro-guests that use the CPU up");
+    Report::read(&(said + &boot_guests(emulator, BESIDE_HOGS)?))
+}
+
+/// Boots micro-guests, by their names with words for their boot modules, until the first one ends. Returns what they
+/// said.
+fn boot_guests(emulator: Emulator, wanted: &[(&str, &str)]) -> Result<String> {
     let guests = compile::guests(Profile::Release)?;
     let dir = RunDir::create("bench")?;
     let mut modules = Vec::new();
-    for (name, words) in [("bench", "control"), ("event_echo", "mem=8")] {
-        let program = guests.iter().find(|program| program.name == name);
+    for (name, words) in wanted {
+        let program = guests.iter().find(|program| program.name == *name);
         let program = program.with_context(|| format!("there is no guest `{name}`"))?;
         let guest = Guest::parse(&format!("{}:{words}", program.path.display())).map_err(anyhow::Error::msg)?;
         modules.extend(guest.modules(dir.path())?);
@@ -133,7 +148,6 @@ pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
         modules,
     };
     let boot = launch.prepare(emulator, Via::Quickest, dir.path())?;
-    report::step("measuring single operations in a micro-guest");
     let log = Mutex::new(Log::default());
     let mut said = Vec::new();
     let mut running = emulator::start(emulator, machine(emulator, boot, GUEST_MEMORY_MIB), dir.path(), false)?;
@@ -143,8 +157,8 @@ pub(crate) fn micro_guest(emulator: Emulator) -> Result<Report> {
         Ok(())
     })?;
     let said = String::from_utf8_lossy(&said).into_owned();
-    ensure!(end == End::Status(0), "the micro-guest did not end well ({end:?}):\n{said}");
-    Report::read(&said)
+    ensure!(end == End::Status(0), "the micro-guests did not end well ({end:?}):\n{said}");
+    Ok(said)
 }
 
 /// Boots dom0 in QEMU and reads its counters.

@@ -19,22 +19,17 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use guest_abi::domctl::XEN_DOMCTL_DESTROYDOMAIN;
 use guest_abi::grant_table as g;
-use guest_abi::hypercall::{HYPERVISOR_GRANT_TABLE_OP, HYPERVISOR_ISTHMUS, HYPERVISOR_XEN_VERSION};
-use guest_abi::isthmus::{
-    INTERFACE_VERSION, ISTHMUS_PCPU_COUNTERS, ISTHMUS_VCPU_COUNTERS, PcpuCounters, REASON_NAMES, VcpuCounters,
-};
-use guest_abi::num::low_u32;
+use guest_abi::hypercall::{HYPERVISOR_GRANT_TABLE_OP, HYPERVISOR_XEN_VERSION};
 use guest_abi::vcpu::{SetSingleshotTimer, VCPUOP_SET_SINGLESHOT_TIMER};
 use guest_abi::version::{FeatureInfo, XENVER_GET_FEATURES, XENVER_VERSION};
 use guest_abi::{DomId, Wire};
 use test_guests::pair::{self, Pair};
 use test_guests::shared::Shared;
-use test_guests::{check, check_eq, control, cpu, events, grants, guest, hypercall, say, time, traps};
+use test_guests::{check, check_eq, control, counters, cpu, events, grants, guest, hypercall, say, time, traps};
 
 guest!(main);
 
 const SELF: u16 = DomId::SELF.raw();
-const REASONS: usize = REASON_NAMES.len();
 const BATCH: usize = 32;
 /// Guest physical address of a hole for mapped grants.
 const HOLE: u64 = 1 << 32;
@@ -45,36 +40,12 @@ static TARGET: Shared<[u64; 512]> = Shared::new([0; 512]);
 
 /// Exits so far and the ticks that the hypervisor took: for this domain's exits, or for all that the one CPU does.
 fn cost(of: Cost) -> (u64, u64) {
-    let own = vcpu_cost(SELF);
+    let own = counters::of_domain(SELF);
     if of == Cost::Own {
         return own;
     }
-    let peer = vcpu_cost(pair::FOLLOWER);
-    let mut pcpu = PcpuCounters { interface_version: INTERFACE_VERSION, ..Default::default() };
-    let result = hypercall::op(HYPERVISOR_ISTHMUS, ISTHMUS_PCPU_COUNTERS, &mut pcpu);
-    if result != 0 {
-        check_eq("the CPU's counters can be read", result, 0);
-    }
-    (own.0 + peer.0, own.1 + peer.1 + pcpu.ticks)
-}
-
-fn vcpu_cost(domid: u16) -> (u64, u64) {
-    let (mut exits, mut ticks) = ([0_u64; REASONS], [0_u64; REASONS]);
-    let mut argument = VcpuCounters {
-        interface_version: INTERFACE_VERSION,
-        domid,
-        nr_reasons: low_u32(REASONS as u64),
-        exits: exits.as_mut_ptr().addr() as u64,
-        ticks: ticks.as_mut_ptr().addr() as u64,
-        hypercalls: 8,
-        ..Default::default()
-    };
-    let result = hypercall::op(HYPERVISOR_ISTHMUS, ISTHMUS_VCPU_COUNTERS, &mut argument);
-    if result != 0 {
-        check_eq("counters can be read", result, 0);
-    }
-    core::hint::black_box((&mut exits, &mut ticks));
-    (exits.iter().sum(), ticks.iter().sum())
+    let peer = counters::of_domain(pair::FOLLOWER);
+    (own.0 + peer.0, own.1 + peer.1 + counters::of_pcpu(0).ticks)
 }
 
 /// Whose cost is counted.
