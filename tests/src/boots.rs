@@ -130,7 +130,7 @@ pub const CHECKS: &[Check] = &[
         tier: Tier::Gate,
         cpus: 2,
         limit_seconds: 300,
-        ..Check::guests("guest/two-cpus", &[Guest { program: "smp_torture", words: "vcpus=2" }])
+        ..Check::guests("guest/two-cpus", &[Guest { program: "smp_torture", words: "vcpus=2 control" }])
     },
     Check { tier: Tier::Gate, cpus: 2, limit_seconds: 240, ..Check::guests("guest/churn-on-two-cpus", FEW_DOMAINS) },
     Check {

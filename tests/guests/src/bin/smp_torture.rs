@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Proves that what two vCPUs do to each other at the same moment comes out right, again and again.
 //!
-//! Needs `vcpus=2`, and two physical CPUs to mean anything. *Time:* each reads the PV clock in turn with
-//! the other and never sees less than the other saw. *Interrupts and events:* one sends, the other
-//! answers; each arrives once. *TLB:* the first gives a page back and fills another one in at the same
-//! address, while the second reads there: it may find nothing (all ones), but never what the page held
+//! Needs `vcpus=2 control`, and two physical CPUs to mean anything. *Time:* each reads the PV clock in turn with
+//! the other and never sees less than the other saw. *Interrupts and events:* one sends, the other answers; each
+//! arrives once, by one interrupt between CPUs at most. *TLB:* the first gives a page back and fills another one in
+//! at the same address, while the second reads there: it may find nothing (all ones), but never what the page held
 //! before a change that it has been told of. A pass cannot tell that no race is left, and QEMU drops
 //! its translations at every exit anyway.
 //!
@@ -21,7 +21,7 @@ use guest_abi::hypercall::HYPERVISOR_MEMORY_OP;
 use guest_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP};
 use guest_abi::num::to_usize;
 use guest_abi::shared_info::{SHARED_VCPU_INFO, VCPU_INFO_SIZE};
-use test_guests::{apic, boot, check, check_eq, events, guest, hypercall, say, smp, time, traps};
+use test_guests::{apic, boot, check, check_eq, counters, events, guest, hypercall, say, smp, time, traps};
 
 guest!(main);
 
@@ -117,6 +117,7 @@ fn reply() {
 
 fn interrupts() {
     let (there, back) = (traps::count(TO_SECOND), traps::count(TO_FIRST));
+    let kicks = kicks();
     let mut answered = 0;
     for round in 1..=ROUNDS {
         let is_sent = apic::write(apic::ICR, 3 << 18 | u64::from(TO_SECOND)).is_ok();
@@ -129,6 +130,7 @@ fn interrupts() {
         }
         answered += 1;
     }
+    check("one IPI is at most one between CPUs", crate::kicks() - kicks <= 2 * u64::from(ROUNDS));
     check_eq("each IPI is answered", answered, ROUNDS);
     check_eq("each arrived once", traps::count(TO_SECOND), there + ROUNDS);
 }
@@ -148,6 +150,7 @@ fn event_channels() {
     events::set_masked(port, false);
     events::open();
     let before = UPCALLS[1].load(SeqCst);
+    let kicks = kicks();
     let mut arrived = 0;
     for round in 1..=ROUNDS {
         let is_sent = events::send(port) == 0;
@@ -157,7 +160,13 @@ fn event_channels() {
         check_pending(port);
         arrived += 1;
     }
+    check("by one interrupt between CPUs at most", crate::kicks() - kicks <= u64::from(ROUNDS));
     check_eq("each event interrupts the vCPU that runs elsewhere", arrived, ROUNDS);
+}
+
+/// Interrupts that the two CPUs have sent each other.
+fn kicks() -> u64 {
+    counters::of_pcpu(0).kicks + counters::of_pcpu(1).kicks
 }
 
 fn check_pending(port: u32) {
