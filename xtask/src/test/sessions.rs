@@ -28,10 +28,14 @@ use crate::launch::{Launch, RunDir, Via};
 use crate::{run, shell};
 
 /// A session on one backend, with those of its commands that are wanted.
+///
+/// The first one, which may make a guest that the others are about, is always run, but not told of if it is not wanted
+/// and passes.
 pub(super) struct Session {
     session: &'static isthmus_tests::dom0::Session,
     backend: Backend,
     commands: Vec<&'static Command>,
+    begins_unasked: bool,
 }
 
 /// Every session up to `tier` that has a check whose name is wanted.
@@ -39,10 +43,10 @@ pub(super) fn all(tier: Tier, is_wanted: &dyn Fn(&str) -> bool) -> impl Iterator
     let sessions = SESSIONS.iter().filter(move |session| session.tier <= tier);
     sessions.flat_map(|session| session.backends.iter().map(move |&backend| (session, backend))).filter_map(
         move |(session, backend)| {
-            let mut whole = Session { session, backend, commands: session.commands.iter().collect() };
-            let wanted = |command: &&'static Command| is_wanted(&check_name(session, backend, command));
-            whole.commands.retain(wanted);
-            (!whole.commands.is_empty()).then_some(whole)
+            let wanted = |command: &Command| is_wanted(&check_name(session, backend, command));
+            let begins_unasked = session.commands.first().is_some_and(|first| !wanted(first));
+            let commands: Vec<_> = session.commands.iter().filter(|command| wanted(command)).collect();
+            (!commands.is_empty()).then_some(Session { session, backend, commands, begins_unasked })
         },
     )
 }
@@ -117,7 +121,8 @@ impl Session {
         let sink = Sink::open()?;
         let mut judged = Vec::new();
         let mut ended = false;
-        for command in &self.commands {
+        let unasked = self.session.commands.first().filter(|_| self.begins_unasked);
+        for command in unasked.into_iter().chain(self.commands.iter().copied()) {
             let name = check_name(self.session, self.backend, command);
             let log = log_file(logs, &name);
             let start = Instant::now();
@@ -136,7 +141,9 @@ impl Session {
                     Verdict::Fail(failure.to_string())
                 }
             };
-            judged.push(Judged { name, verdict, took: start.elapsed(), log });
+            if unasked.is_none_or(|unasked| unasked.name != command.name) || !matches!(verdict, Verdict::Pass(_)) {
+                judged.push(Judged { name, verdict, took: start.elapsed(), log });
+            }
         }
         Ok(judged)
     }
