@@ -168,12 +168,6 @@ pub const SESSIONS: &[Session] = &[
         ..Session::new("guests-bad", SVM, guests::BAD_INPUT)
     },
     Session {
-        tier: Tier::Long,
-        micro_guests: &["tenant"],
-        append: "isthmus.devices=off",
-        ..Session::new("guests-hostile", SVM, guests::HOSTILE)
-    },
-    Session {
         guest: "6.1-cloud",
         append: "isthmus.devices=off",
         boot_limit_seconds: 600,

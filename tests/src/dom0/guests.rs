@@ -262,11 +262,9 @@ pub(super) const BAD_INPUT: &[Command] = &[
     tenants::ENDS,
     tenants::DEAF,
     tenants::SERIAL,
+    tenants::HOSTILE_CONSOLES,
+    tenants::HOSTILE_STORES,
 ];
-
-/// Guests that attack what serves them. In the long tier: once dom0 got no timer for five minutes meanwhile, and why is
-/// open.
-pub(super) const HOSTILE: &[Command] = &[tenants::HOSTILE_CONSOLES, tenants::HOSTILE_STORES];
 
 /// What an emulator of VT-x has the time for.
 pub(super) const SMALL: &[Command] = &[
