@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How much code one has to read: lines of the hypervisor and of what it is built from, and the share of `unsafe`.
 //!
-//! A line counts when it holds something other than blanks and comments. Tests do not count: they are files called
-//! `tests.rs` or `…_tests.rs`, folders called `tests` or `testing` (what tests run on), and everything from
-//! `#[cfg(test)]` with a module after it to the end of a file, where this project has them. The unsafe share is that of the files which lie under the hypervisor's `machine` folder, the only ones that
-//! may use it, and beside it the number of `unsafe` blocks and functions.
+//! A line counts when it holds something other than blanks and comments. Tests do not count: they are files and folders
+//! whose module is declared for tests alone, files called `…_tests.rs`, and everything from `#[cfg(test)]` with a module after
+//! it to the end of a file, where this project has them. The unsafe share is that of the files which lie under the
+//! hypervisor's `machine` folder, the only ones that may use it, and beside it the number of `unsafe` blocks and functions.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -70,24 +70,43 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
 }
 
 fn count_tree(dir: &Path) -> Result<Count> {
+    let mut sources = Vec::new();
+    read_tree(dir, &mut sources)?;
+    let for_tests: Vec<PathBuf> = sources.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
     let mut sum = Count::default();
-    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-        let path = entry?.path();
-        let extension = path.extension().and_then(|e| e.to_str());
-        if path.is_dir() {
-            if !is_for_tests(&path) {
-                sum.add(count_tree(&path)?);
-            }
-        } else if matches!(extension, Some("rs" | "S")) && !is_for_tests(&path) {
-            sum.add(count(&fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?));
-        }
-    }
+    sources.iter().filter(|(path, _)| !is_for_tests(path, &for_tests)).for_each(|(_, text)| sum.add(count(text)));
     Ok(sum)
 }
 
-fn is_for_tests(path: &Path) -> bool {
+/// Whether a file is one of these modules or below one, or has a name of tests.
+fn is_for_tests(path: &Path, modules: &[PathBuf]) -> bool {
+    let own = path.with_extension("");
+    let is_named_so = own.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with("_tests"));
+    is_named_so || own.ancestors().any(|part| modules.iter().any(|module| module == part))
+}
+
+fn read_tree(dir: &Path, sources: &mut Vec<(PathBuf, String)>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_tree(&path, sources)?;
+        } else if matches!(path.extension().and_then(|e| e.to_str()), Some("rs" | "S")) {
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            sources.push((path, text));
+        }
+    }
+    Ok(())
+}
+
+/// The modules that a file declares for tests alone, as paths without an extension.
+fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    matches!(stem, "tests" | "testing") || stem.ends_with("_tests")
+    let own = path.with_extension("");
+    let folder = if matches!(stem, "mod" | "lib" | "main") { path.parent().unwrap_or(&own) } else { &own };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let declared = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
+    let names = declared.filter_map(|pair| pair[1].rsplit_once("mod ")?.1.strip_suffix(';'));
+    names.map(|name| folder.join(name)).collect()
 }
 
 fn count(source: &str) -> Count {
@@ -112,6 +131,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn modules_for_tests_are_found_beside_and_below_their_files() {
+        let text = "mod a;\n#[cfg(test)]\nmod model;\n#[cfg(test)]\npub(crate) mod tests;\n#[cfg(test)]\nuse x;\n";
+        let found = |path: &str| test_modules(Path::new(path), text);
+        assert_eq!(found("src/grant/mod.rs"), [Path::new("src/grant/model"), Path::new("src/grant/tests")]);
+        assert_eq!(found("src/domctl.rs"), [Path::new("src/domctl/model"), Path::new("src/domctl/tests")]);
+    }
+
+    #[test]
     fn comments_blanks_and_tests_do_not_count() {
         let source = "//! Doc.\n\nfn a() {\n    // SAFETY: unsafe words in comments.\n    unsafe { b() }; // unsafe\n}\n\
                       #[cfg(test)]\nmod tests {\n    unsafe { }\n}\n";
@@ -119,12 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn files_and_folders_of_tests_are_told_by_name() {
-        for name in ["a/tests.rs", "a/lapic_tests.rs", "a/testing", "a/tests"] {
-            assert!(is_for_tests(Path::new(name)), "{name}");
+    fn what_is_below_a_module_of_tests_is_for_tests() {
+        let modules = [PathBuf::from("src/a/tests"), PathBuf::from("src/model")];
+        for name in ["src/a/tests.rs", "src/a/tests/more.rs", "src/model/mod.rs", "src/lapic_tests.rs"] {
+            assert!(is_for_tests(Path::new(name), &modules), "{name}");
         }
-        for name in ["tests/a.rs", "a/attests.rs", "a/contest.rs"] {
-            assert!(!is_for_tests(Path::new(name)), "{name}");
+        for name in ["src/a.rs", "src/tests.rs", "src/a/attests.rs", "src/models.rs"] {
+            assert!(!is_for_tests(Path::new(name), &modules), "{name}");
         }
     }
 
