@@ -16,9 +16,11 @@ use crate::toolstack::now;
 
 /// Bytes of a log in which a kernel's last words are looked for.
 const LAST_WORDS: u64 = 16 << 10;
-/// A guest that crashes sooner than this after its start, so often in a row, is not started again.
+/// A guest that ends sooner than this after its start, so often in a row, is not started again.
+const QUICK_SECONDS: u64 = 3;
+/// The same for one that crashes: a kernel does so late in its start.
 const QUICK_CRASH_SECONDS: u64 = 15;
-const QUICK_CRASHES: u32 = 5;
+const QUICK_ENDS: u32 = 5;
 
 impl Supervisor {
     /// Goes on with what a killed command has begun, if it was killed.
@@ -58,6 +60,10 @@ impl Supervisor {
     /// A domain has stopped by itself: does what its description says.
     pub(super) fn ended(&mut self, record: &Record, info: &GetDomainInfo, reason: Reason) -> Result<()> {
         let name = &record.config.name;
+        // Looked at again before the restart has begun.
+        if self.restarts.contains_key(name) {
+            return Ok(());
+        }
         let lock = self.tools.registry.try_lock(name)?;
         if self.tools.record(name)?.as_ref() != Some(record) {
             return Ok(());
@@ -104,19 +110,22 @@ impl Supervisor {
             Reason::Suspend => Action::Preserve,
             Reason::Poweroff | Reason::Destroyed | Reason::Failed => record.config.on_poweroff,
         };
-        let is_quick = now().saturating_sub(record.started) < QUICK_CRASH_SECONDS;
-        if !matches!(reason, Reason::Crash | Reason::Watchdog) || !is_quick {
-            self.quick_crashes.remove(name);
+        let limit = if matches!(reason, Reason::Crash) { QUICK_CRASH_SECONDS } else { QUICK_SECONDS };
+        if wanted != Action::Restart || now().saturating_sub(record.started) >= limit {
+            self.quick_ends.remove(name);
             return wanted;
         }
-        let crashes = self.quick_crashes.entry(name.clone()).or_default();
-        *crashes += 1;
-        if wanted == Action::Restart && *crashes >= QUICK_CRASHES {
-            say(format_args!("{name} has crashed {crashes} times right after its start: it is not started again"));
-            self.quick_crashes.remove(name);
-            return Action::Destroy;
+        let ends = self.quick_ends.entry(name.clone()).or_default();
+        *ends += 1;
+        if *ends < QUICK_ENDS {
+            return wanted;
         }
-        wanted
+        say(format_args!(
+            "{name} has ended {ends} times right after its start ({}): it is not started again",
+            reason.name()
+        ));
+        self.quick_ends.remove(name);
+        Action::Destroy
     }
 
     fn restart(&mut self, name: &str) -> Result<()> {

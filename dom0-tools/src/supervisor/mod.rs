@@ -96,7 +96,7 @@ struct Supervisor {
     /// Guests whose console could not be served, by the handle of their domain, so that it is said once.
     refused: BTreeMap<String, uuid::Uuid>,
     restarts: BTreeMap<String, Child>,
-    quick_crashes: BTreeMap<String, u32>,
+    quick_ends: BTreeMap<String, u32>,
     serials: Serials,
     news: News,
     has_guests: bool,
@@ -122,7 +122,7 @@ impl Supervisor {
             served: BTreeMap::new(),
             refused: BTreeMap::new(),
             restarts: BTreeMap::new(),
-            quick_crashes: BTreeMap::new(),
+            quick_ends: BTreeMap::new(),
             news: News::new(),
             has_guests: false,
         };

@@ -43,16 +43,17 @@ pub(super) const ENDS: Command = within(
              tenant f triple-fault 'on_crash = \"preserve\"'; ends f
              tenant g halt 'on_poweroff = \"preserve\"'; ends g
              isthmus list | awk '{ print $2, $3 }'; isthmus info f | grep ended; isthmus destroy e f g; alone
-             tenant h end=3 'on_crash = \"restart\"'
-             until_in /run/isthmus/guests/h.json '\"ended\": {'; grep -e '\"boots' -e reason /run/isthmus/guests/h.json
-             tenant i end=1; until_in /run/isthmus/guests/i.json '\"boots\": [4-9]'; isthmus destroy i; ends i
-             tenant j end=0 'on_poweroff = \"restart\"'; until_in /run/isthmus/guests/j.json '\"boots\": [3-9]'
-             isthmus destroy j; ends j; alone"
+             tenant h end=3 'on_crash = \"restart\"'; tenant i end=1; tenant j end=0 'on_poweroff = \"restart\"'
+             for guest in h i j; do
+                 R=/run/isthmus/guests/$guest.json; until_in $R '\"ended\": {'; grep -e '\"boots' -e reason $R
+             done; alone; tenant k end=1 'on_reboot = \"restart\"'; until_in /run/isthmus/guests/k.json '\"boots\": [2-9]'
+             isthmus destroy k; ends k | grep -cE 'destroyed|reboot'; alone"
         ),
         Output::Exactly(
             "a poweroff\na poweroff\nb crash\nc watchdog\nd reboot\ne reboot\nf crash\ng poweroff\n\
              NAME STATE\ndom0 running\ne shutdown\nf crashed\ng shutdown\nended:          crash\nalone\n        \"reason\": \"crash\"\n  \"boots\": 5,\n\
-             i destroyed\nj destroyed\nalone\n",
+             \x20       \"reason\": \"reboot\"\n  \"boots\": 5,\n        \"reason\": \"poweroff\"\n  \"boots\": 5,\nalone\n\
+             1\nalone\n",
         ),
     ),
 );
