@@ -49,6 +49,19 @@ pub(super) const LIFE: &[Command] = &[
         "isthmus console --log demo",
         Output::With(&["Booting kernel on Xen PVH", "42-xen-demo"]),
     ),
+    // One that only watches may not type, and who leaves does not end the others.
+    within(
+        60,
+        prints(
+            "console-has-several-watchers",
+            "watch() { isthmus console demo $2 --until three-9 --timeout 50 </dev/null >/tmp/watcher-$1 & }
+             watch 1; watch 2 --read-only
+             echo 'echo never-typed' | isthmus console demo --read-only --timeout 2 >/dev/null; echo status $?
+             echo 'echo three-$((3 * 3))' | isthmus console demo --until three-9 --timeout 50 >/dev/null; wait
+             grep -c three-9 /tmp/watcher-1 /tmp/watcher-2; isthmus console --log demo | grep -c never-typed; true",
+            Output::Exactly("status 3\n/tmp/watcher-1:1\n/tmp/watcher-2:1\n0\n"),
+        ),
+    ),
     prints("list", "isthmus list", Output::With(&["    0  dom0 ", "    1  demo "])),
     prints(
         "list-for-programs",
