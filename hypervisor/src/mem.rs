@@ -62,11 +62,9 @@ impl PhysMem {
     #[inline]
     #[must_use]
     pub fn frame(&self, mfn: Mfn) -> &'static FrameWords {
-        let first = mfn.index() * WORDS_PER_FRAME;
-        let words = &self.words[first..first + WORDS_PER_FRAME];
-        match words.first_chunk() {
+        match self.words(mfn, 0, WORDS_PER_FRAME).first_chunk() {
             Some(frame) => frame,
-            None => unreachable!("the slice was cut to one frame"),
+            None => unreachable!("a frame has that many words"),
         }
     }
 
@@ -75,6 +73,18 @@ impl PhysMem {
     #[must_use]
     pub fn word(&self, mfn: Mfn, index: usize) -> &'static AtomicU64 {
         &self.words[mfn.index() * WORDS_PER_FRAME + index % WORDS_PER_FRAME]
+    }
+
+    /// Some words of a frame that lie side by side, from number `first` on.
+    ///
+    /// # Panics
+    /// If the range leaves the frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(&self, mfn: Mfn, first: usize, len: usize) -> &'static [AtomicU64] {
+        assert!(first <= WORDS_PER_FRAME && len <= WORDS_PER_FRAME - first);
+        let first = mfn.index() * WORDS_PER_FRAME + first;
+        &self.words[first..first + len]
     }
 
     /// Copies `dst.len()` bytes out of a frame, starting at byte `offset`.

@@ -113,10 +113,10 @@ impl Memory {
     }
 
     /// Copies out of a frame; the range lies inside it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn copy_out(&self, mfn: Mfn, offset: usize, dst: &mut [u8]) {
         if is_words(offset, dst.len()) {
-            let words = self.mem.frame(mfn).iter().skip(offset / 8);
+            let words = self.mem.words(mfn, offset / 8, dst.len() / 8);
             for (bytes, word) in dst.as_chunks_mut().0.iter_mut().zip(words) {
                 *bytes = word.load(Ordering::Acquire).to_le_bytes();
             }
@@ -130,10 +130,10 @@ impl Memory {
     }
 
     /// Copies into a frame; the range lies inside it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn copy_in(&self, mfn: Mfn, offset: usize, src: &[u8]) {
         if is_words(offset, src.len()) {
-            let words = self.mem.frame(mfn).iter().skip(offset / 8);
+            let words = self.mem.words(mfn, offset / 8, src.len() / 8);
             for (bytes, word) in src.as_chunks().0.iter().zip(words) {
                 word.store(u64::from_le_bytes(*bytes), Ordering::Release);
             }

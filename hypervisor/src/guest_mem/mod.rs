@@ -164,7 +164,7 @@ impl GuestSpace {
     ///
     /// # Errors
     /// [`Fault`]; the bytes of pages before the faulting one have been copied.
-    #[inline]
+    #[inline(always)]
     pub fn read_bytes(&self, gva: Gva, dst: &mut [u8]) -> Result<(), Fault> {
         if dst.len() > PAGE_SIZE - gva.page_offset() {
             return self.read_across(gva, dst);
@@ -182,7 +182,7 @@ impl GuestSpace {
     ///
     /// # Errors
     /// [`Fault`]; the bytes of pages before the faulting one have been copied.
-    #[inline]
+    #[inline(always)]
     pub fn write_bytes(&self, gva: Gva, src: &[u8]) -> Result<(), Fault> {
         if src.len() > PAGE_SIZE - gva.page_offset() {
             return self.write_across(gva, src);
@@ -290,7 +290,8 @@ impl GuestSpace {
         self.memory.view.frames().get(mfn, self.memory.view.owner()).map_err(PinError::Frame)
     }
 
-    #[inline(always)]
+    /// Not inlined, so that copies whose length is known become single moves where they are asked for.
+    #[inline(never)]
     fn translate(&self, gva: Gva, access: Access) -> Result<Mfn, Fault> {
         let number = gva.raw() >> PAGE_SHIFT;
         for page in &self.pages {

@@ -124,10 +124,13 @@ impl Trail {
     /// the p2m's generation says so.
     #[inline]
     pub(super) fn is_unchanged(&self, memory: &Memory) -> bool {
-        self.steps.iter().take(self.len.get()).all(|step| {
+        for step in self.steps.iter().take(self.len.get()) {
             let (number, word) = step.get();
-            memory.word(number) == word
-        })
+            if memory.word(number) != word {
+                return false;
+            }
+        }
+        true
     }
 }
 

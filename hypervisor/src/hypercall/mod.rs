@@ -166,11 +166,13 @@ impl Call<'_> {
     }
 
     /// Copies bytes in.
+    #[inline(always)]
     pub(crate) fn read_bytes(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
         Ok(self.space().read_bytes(Gva::new(address), bytes)?)
     }
 
     /// Copies bytes out.
+    #[inline(always)]
     pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         Ok(self.space().write_bytes(Gva::new(address), bytes)?)
     }
