@@ -142,7 +142,7 @@ fn run(world: &'static World, operation: Operation, script: &[(usize, Act)]) -> 
             let two = piece(gref(1, 0, 0), own(0, 8), 8, FROM);
             if matches!(operation, Operation::CopyTwice) {
                 let mut list = [one, two];
-                super::copy::copy(world.doms[0].party(), &mut list, world);
+                world.copy_list(0, &mut list);
                 assert!(list.iter().all(|op| may_be(op.status)), "{list:?}");
             } else {
                 assert!(may_be(world.copy(0, one)));
@@ -233,4 +233,21 @@ fn no_interleaving_reaches_a_page_that_is_not_granted() {
     assert!(runs > 5000);
     reset(world);
     assert_eq!(world.frames.free_frames().total, free, "a frame got lost");
+}
+
+#[test]
+fn an_entry_that_never_stands_still_is_given_up() {
+    let world: &'static World = Box::leak(Box::new(World::new(2)));
+    world.grant(1, 0, 0, A, PERMIT);
+    let (looks, entry) = (Rc::new(RefCell::new(0)), world.entry(1, 0));
+    let count = looks.clone();
+    GAP.with(|gap| {
+        *gap.borrow_mut() = Some(Box::new(move || {
+            *count.borrow_mut() += 1;
+            // A bit that software may use as it likes.
+            entry.fetch_xor(1 << 14, Ordering::SeqCst);
+        }));
+    });
+    assert_eq!(world.copy(0, piece(gref(1, 0, 0), own(0, 0), 8, FROM)), abi::GNTST_GENERAL_ERROR);
+    assert_eq!((*looks.borrow(), world.marks(1, 0)), (8, 0));
 }

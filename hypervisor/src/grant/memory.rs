@@ -30,13 +30,9 @@ pub trait Memory {
     #[inline]
     fn pin(&self, gfn: Gfn) -> Result<FrameRef, Refusal> {
         let view = self.p2m_view();
-        match view.lookup(gfn) {
-            // The frame table has the last word: the entry may have been removed since.
-            Some(leaf) if leaf.kind == P2mKind::Ram => {
-                view.frames().get(leaf.mfn, view.owner()).map_err(|_| Refusal::BadPage)
-            }
-            _ => Err(Refusal::BadPage),
-        }
+        // The frame table has the last word: the entry may have been removed since.
+        let found = view.ram(gfn).map(|mfn| view.frames().get(mfn, view.owner()));
+        found.and_then(Result::ok).ok_or(Refusal::BadPage)
     }
 
     /// Maps another domain's frame at a hole; the reference goes into the p2m.

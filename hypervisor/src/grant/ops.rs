@@ -12,14 +12,15 @@
 
 use guest_abi::grant_table as abi;
 use guest_abi::num::to_usize;
-use guest_abi::{DomId, Errno, Wire};
+use guest_abi::{DomId, Errno, Gfn, Wire};
 
 use super::{BATCH, Parties, Party, Refusal, copy, map, with_party};
+use crate::addr::Mfn;
 
 /// Batches worked off before the hypercall is taken up again.
 pub const BATCHES: usize = 4;
 
-/// The caller's memory, by virtual address.
+/// The caller's memory: its lists by virtual address, its pages by their number.
 pub trait Buffers {
     /// Copies bytes in.
     ///
@@ -31,6 +32,9 @@ pub trait Buffers {
     /// # Errors
     /// `EFAULT`.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno>;
+    /// The frame of the caller's own RAM at `gfn`. It stays the caller's until this pCPU next honours a flush of its p2m,
+    /// which is after the hypercall.
+    fn own_ram(&mut self, gfn: Gfn) -> Option<Mfn>;
 }
 
 /// Whose tables the caller may ask about.
@@ -80,17 +84,17 @@ pub fn handle<P: Parties>(
         return Err(Errno::EINVAL);
     }
     match request.operation {
-        abi::GNTTABOP_MAP_GRANT_REF => list(request, buffers, |ops| map::map(me, ops, parties)),
-        abi::GNTTABOP_UNMAP_GRANT_REF => list(request, buffers, |ops| map::unmap(me, ops, parties)),
-        abi::GNTTABOP_COPY => list(request, buffers, |ops| copy::copy(me, ops, parties)),
-        abi::GNTTABOP_QUERY_SIZE => single(request, buffers, |op| query_size(op, rights, me, parties)),
-        abi::GNTTABOP_SETUP_TABLE => single(request, buffers, |op: &mut abi::SetupTable| {
+        abi::GNTTABOP_MAP_GRANT_REF => list(request, buffers, |ops, _| map::map(me, ops, parties)),
+        abi::GNTTABOP_UNMAP_GRANT_REF => list(request, buffers, |ops, _| map::unmap(me, ops, parties)),
+        abi::GNTTABOP_COPY => list(request, buffers, |ops, buffers| copy::copy(me, buffers, ops, parties)),
+        abi::GNTTABOP_QUERY_SIZE => single(request, buffers, |op, _| query_size(op, rights, me, parties)),
+        abi::GNTTABOP_SETUP_TABLE => single(request, buffers, |op: &mut abi::SetupTable, _| {
             // For domains that see machine frames; ours use XENMEM_add_to_physmap.
             op.status = abi::GNTST_GENERAL_ERROR;
             Ok(())
         }),
-        abi::GNTTABOP_SET_VERSION => single(request, buffers, set_version),
-        abi::GNTTABOP_GET_VERSION => single(request, buffers, |op| get_version(op, rights, me, parties)),
+        abi::GNTTABOP_SET_VERSION => single(request, buffers, |op, _| set_version(op)),
+        abi::GNTTABOP_GET_VERSION => single(request, buffers, |op, _| get_version(op, rights, me, parties)),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -99,30 +103,33 @@ pub fn handle<P: Parties>(
 const ELEMENT_MAX: usize = 40;
 
 /// Works a list off.
-fn list<T: Wire + Default>(
+fn list<T: Wire + Default, B: Buffers>(
     request: Request,
-    buffers: &mut impl Buffers,
-    work: impl Fn(&mut [T]),
+    buffers: &mut B,
+    work: impl Fn(&mut [T], &mut B),
 ) -> Result<Step, Errno> {
-    // Most lists have one element, which needs no large buffer to be cleared.
-    if request.count <= 1 {
-        batches::<T, 1>(request, buffers, work)
-    } else {
-        batches::<T, BATCH>(request, buffers, work)
+    // Most lists have one element, which then needs no buffer but its own.
+    if request.count == 1 {
+        return single(request, buffers, |element, buffers| {
+            work(core::slice::from_mut(element), buffers);
+            Ok(())
+        });
     }
+    batches(request, buffers, work)
 }
 
-fn batches<T: Wire + Default, const N: usize>(
+#[inline(never)]
+fn batches<T: Wire + Default, B: Buffers>(
     request: Request,
-    buffers: &mut impl Buffers,
-    work: impl Fn(&mut [T]),
+    buffers: &mut B,
+    work: impl Fn(&mut [T], &mut B),
 ) -> Result<Step, Errno> {
     const { assert!(T::SIZE <= ELEMENT_MAX) };
-    let mut bytes = [[0; ELEMENT_MAX]; N];
-    let mut elements = [T::default(); N];
+    let mut bytes = [[0; ELEMENT_MAX]; BATCH];
+    let mut elements = [T::default(); BATCH];
     let mut rest = request;
     for _ in 0..BATCHES {
-        let len = to_usize(u64::from(rest.count)).min(N);
+        let len = to_usize(u64::from(rest.count)).min(BATCH);
         if len == 0 {
             break;
         }
@@ -131,7 +138,7 @@ fn batches<T: Wire + Default, const N: usize>(
         for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(T::SIZE)) {
             *element = T::from_bytes(bytes);
         }
-        work(elements);
+        work(elements, buffers);
         for (element, bytes) in elements.iter().zip(bytes.chunks_exact_mut(T::SIZE)) {
             element.to_bytes(bytes);
         }
@@ -142,11 +149,12 @@ fn batches<T: Wire + Default, const N: usize>(
     Ok(if rest.count == 0 { Step::Done } else { Step::Again(rest) })
 }
 
-/// Answers a question that has one element.
-fn single<T: Wire>(
+/// Answers a question, or works a list off, that has one element.
+#[inline]
+fn single<T: Wire, B: Buffers>(
     request: Request,
-    buffers: &mut impl Buffers,
-    answer: impl FnOnce(&mut T) -> Result<(), Errno>,
+    buffers: &mut B,
+    answer: impl FnOnce(&mut T, &mut B) -> Result<(), Errno>,
 ) -> Result<Step, Errno> {
     const { assert!(T::SIZE <= ELEMENT_MAX) };
     if request.count != 1 {
@@ -156,7 +164,7 @@ fn single<T: Wire>(
     let bytes = &mut bytes[..T::SIZE];
     buffers.read(request.address, bytes)?;
     let mut element = T::from_bytes(bytes);
-    let answered = answer(&mut element);
+    let answered = answer(&mut element, buffers);
     element.to_bytes(bytes);
     buffers.write(request.address, bytes)?;
     answered.map(|()| Step::Done)

@@ -27,13 +27,13 @@ mod walk;
 
 use core::cell::Cell;
 
-use guest_abi::{Errno, PAGE_SHIFT, PAGE_SIZE, Wire};
+use guest_abi::{Errno, Gfn, PAGE_SHIFT, PAGE_SIZE, Wire};
 
 pub use phys::{GuestPhys, PinError};
 
 use crate::addr::{Gva, Mfn};
 use crate::frame::FrameRef;
-use crate::p2m::P2mView;
+use crate::p2m::{P2mKind, P2mView};
 use crate::vcpu::regs::Paging;
 use frames::{Memory, check};
 use walk::{Tables, Trail};
@@ -202,6 +202,13 @@ impl GuestSpace {
     /// [`Fault`].
     pub fn source(&self, gva: Gva) -> Result<(Mfn, usize), Fault> {
         Ok((self.translate(gva, Access::Read)?, gva.page_offset()))
+    }
+
+    /// The frame of the domain's own RAM at a guest frame, for whoever is done with it before the hypercall is over.
+    #[inline]
+    pub fn own_ram(&self, gfn: Gfn) -> Option<Mfn> {
+        let (mfn, kind) = self.memory.frame(gfn).ok()?;
+        (kind == P2mKind::Ram).then_some(mfn)
     }
 
     #[inline(never)]

@@ -5,9 +5,10 @@
 //! elements that has. The instruction then runs again.
 
 use guest_abi::num::low_u32;
-use guest_abi::{DomId, Errno};
+use guest_abi::{DomId, Errno, Gfn};
 
 use super::{Call, DONE, HypercallResult, Reply};
+use crate::addr::Mfn;
 use crate::domain::{Domain, Privileges};
 use crate::grant::ops::{self, Buffers, Request, Rights, Step};
 use crate::grant::{Memory, Parties, Party};
@@ -32,12 +33,19 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
 }
 
 impl Buffers for Call<'_> {
+    #[inline(always)]
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
         self.read_bytes(address, bytes)
     }
 
+    #[inline(always)]
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.write_bytes(address, bytes)
+    }
+
+    #[inline]
+    fn own_ram(&mut self, gfn: Gfn) -> Option<Mfn> {
+        self.space().own_ram(gfn)
     }
 }
 

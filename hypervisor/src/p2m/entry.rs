@@ -28,16 +28,6 @@ pub enum P2mKind {
 }
 
 impl P2mKind {
-    const ALL: [Self; 8] = [
-        Self::Ram,
-        Self::GrantRw,
-        Self::GrantRo,
-        Self::ForeignRw,
-        Self::ForeignRo,
-        Self::Shared,
-        Self::Mmio,
-        Self::Mmio,
-    ];
     const SHIFT: u32 = 52;
 
     pub(super) const fn to_bits(self) -> u64 {
@@ -45,7 +35,15 @@ impl P2mKind {
     }
 
     pub(super) const fn from_bits(raw: u64) -> Self {
-        Self::ALL[guest_abi::num::to_usize(raw >> Self::SHIFT & 7)]
+        match raw >> Self::SHIFT & 7 {
+            0 => Self::Ram,
+            1 => Self::GrantRw,
+            2 => Self::GrantRo,
+            3 => Self::ForeignRw,
+            4 => Self::ForeignRo,
+            5 => Self::Shared,
+            _ => Self::Mmio,
+        }
     }
 
     /// Whether the guest's CPU may write through the mapping.

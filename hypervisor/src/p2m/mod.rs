@@ -145,6 +145,13 @@ impl P2mView {
         in_format!(self.format, F => walk::lookup::<F>(self.frames.mem(), self.root, gfn))
     }
 
+    /// Finds the domain's own RAM at a guest frame.
+    #[inline(never)]
+    #[must_use]
+    pub fn ram(&self, gfn: Gfn) -> Option<Mfn> {
+        in_format!(self.format, F => walk::ram::<F>(self.frames.mem(), self.root, gfn))
+    }
+
     /// Finds the first mapping that covers a frame at or above `from`: its first guest frame, and
     /// the leaf with its first machine frame.
     #[must_use]

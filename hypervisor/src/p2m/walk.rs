@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_abi::Gfn;
 use guest_abi::num::to_usize;
 
-use super::entry::{Entry, PteFormat, level_order};
+use super::entry::{Entry, P2mKind, PteFormat, level_order};
 use super::{Leaf, P2mError};
 use crate::addr::{Mfn, Order};
 use crate::mem::{PhysMem, WORDS_PER_FRAME};
@@ -26,6 +26,23 @@ const fn index(gfn: Gfn, level: u8) -> usize {
 /// Finds what is mapped at `gfn`.
 #[inline]
 pub(super) fn lookup<F: PteFormat>(mem: PhysMem, root: Mfn, gfn: Gfn) -> Option<Leaf> {
+    find::<F, _>(mem, root, gfn, |mfn, kind, order| Some(Leaf { mfn, kind, order }))
+}
+
+/// Finds the domain's own RAM at `gfn`.
+#[inline]
+pub(super) fn ram<F: PteFormat>(mem: PhysMem, root: Mfn, gfn: Gfn) -> Option<Mfn> {
+    find::<F, _>(mem, root, gfn, |mfn, kind, _| (kind == P2mKind::Ram).then_some(mfn))
+}
+
+/// Walks down to what is mapped at `gfn`.
+#[inline(always)]
+fn find<F: PteFormat, R>(
+    mem: PhysMem,
+    root: Mfn,
+    gfn: Gfn,
+    at_leaf: impl Fn(Mfn, P2mKind, Order) -> Option<R>,
+) -> Option<R> {
     if gfn.raw() >= GFN_END {
         return None;
     }
@@ -37,7 +54,7 @@ pub(super) fn lookup<F: PteFormat>(mem: PhysMem, root: Mfn, gfn: Gfn) -> Option<
             Entry::Table(next) => table = next,
             Entry::Leaf { mfn, kind } => {
                 let order = level_order(level);
-                return Some(Leaf { mfn: mfn.offset(gfn.raw() & (order.frames() - 1)), kind, order });
+                return at_leaf(mfn.offset(gfn.raw() & (order.frames() - 1)), kind, order);
             }
         }
     }

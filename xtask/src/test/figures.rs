@@ -52,6 +52,8 @@ impl Figures {
                 ("figures/null-hypercall/svm", &[Held::Goal("null_hypercall")]),
                 ("figures/event-round-trip/svm", &[Held::Goal("event_round_trip")]),
                 ("figures/event-round-trip-between-domains/svm", &[Held::Goal("event_round_trip_domains")]),
+                ("figures/grant-copy/svm", &[Held::Goal("grant_copy_1x4096"), Held::Goal("grant_copy_32x64")]),
+                ("figures/grant-map/svm", &[Held::Goal("grant_map_unmap_1"), Held::Goal("grant_map_unmap_32")]),
             ],
             Self::OnVmx => &[("figures/null-hypercall/vmx", &[Held::AtMost("null_hypercall", NULL_ON_VMX)])],
             Self::Dom0 => &[

@@ -82,6 +82,41 @@ fn a_status_is_not_written_to_a_page_that_was_just_unmapped() {
 }
 
 #[test]
+fn a_copy_reaches_no_page_that_the_caller_has_given_up_or_mapped() {
+    let (host, granter, mapper) = pair();
+    granter.put(50 << 12, &0x1111_u64);
+    let own = |gfn: u64| abi::CopyPtr { frame: gfn, domid: guest_abi::DomId::SELF.raw(), offset: 0 };
+    let granted = abi::CopyPtr { frame: 8, domid: 1, offset: 0 };
+    let copy = |(source, dest, flags), count: u64| {
+        for n in 0..count {
+            mapper.put(arg(0) + n * 40, &abi::GrantCopy { source, dest, len: 8, flags, status: 77 });
+        }
+        assert_eq!(mapper.call(HYPERVISOR_GRANT_TABLE_OP, [u64::from(abi::GNTTABOP_COPY), arg(0), count]), 0);
+        let op: abi::GrantCopy = mapper.get(arg(0) + (count - 1) * 40);
+        op.status
+    };
+    let both_ways = [(granted, own(60), abi::GNTCOPY_SOURCE_GREF), (own(60), granted, abi::GNTCOPY_DEST_GREF)];
+    for (way, count) in [(both_ways[0], 1), (both_ways[1], 1), (both_ways[0], 2), (both_ways[1], 2)] {
+        assert_eq!(copy(way, count), abi::GNTST_OKAY);
+    }
+    assert_eq!(mapper.get::<u64>(60 << 12), 0x1111);
+    let frame = mapper.leaf(60).unwrap().mfn;
+    mapper.put(arg(1), &60_u64);
+    let list = MemoryReservation { extent_start: arg(1), nr_extents: 1, domid: 2, ..Default::default() };
+    assert_eq!(mapper.result(HYPERVISOR_MEMORY_OP, XENMEM_DECREASE_RESERVATION, list), 1);
+    granter.put(50 << 12, &0x2222_u64);
+    for (way, count) in [(both_ways[0], 1), (both_ways[1], 1), (both_ways[0], 2), (both_ways[1], 2)] {
+        assert_eq!(copy(way, count), abi::GNTST_BAD_PAGE);
+    }
+    assert_eq!(host.hv.mem.load_u32(frame, 0), 0x1111, "a frame was written that is nobody's");
+    assert_eq!(granter.get::<u64>(50 << 12), 0x2222);
+    let handle = map(&mapper);
+    assert_eq!(copy((granted, own(AT), abi::GNTCOPY_SOURCE_GREF), 1), abi::GNTST_BAD_PAGE);
+    assert_eq!(unmap(&mapper, handle, arg(0)), 0);
+    host.check_books();
+}
+
+#[test]
 fn a_list_goes_on_where_it_stopped() {
     let (host, _, mapper) = pair();
     let count = 100;
@@ -99,6 +134,22 @@ fn a_list_goes_on_where_it_stopped() {
     assert_eq!(mapper.regs().rax, 0);
     assert!((0..count).all(|n| mapper.get::<abi::MapGrantRef>((20 << 12) + n * 32).status < 0));
     host.check_books();
+}
+
+#[test]
+fn only_a_control_domain_is_told_of_others_tables() {
+    let (host, granter, mapper) = pair();
+    let control = Guest::new(host, 3, Privileges::CONTROL, 1);
+    let ask = |guest: &Guest| {
+        guest.put(arg(0), &abi::QuerySize { dom: 1, ..Default::default() });
+        let args = [u64::from(abi::GNTTABOP_QUERY_SIZE), arg(0), 1];
+        assert_eq!(guest.call(HYPERVISOR_GRANT_TABLE_OP, args), 0);
+        let answer: abi::QuerySize = guest.get(arg(0));
+        (answer.status, answer.nr_frames)
+    };
+    assert_eq!(ask(&granter), (abi::GNTST_OKAY, 1));
+    assert_eq!(ask(&mapper), (abi::GNTST_PERMISSION_DENIED, 0));
+    assert_eq!(ask(&control), (abi::GNTST_OKAY, 1));
 }
 
 #[test]
