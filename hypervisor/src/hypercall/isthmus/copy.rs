@@ -11,8 +11,9 @@ use guest_abi::{DomId, Errno, Gpa, PAGE_SIZE};
 
 use super::super::{Call, DONE, HypercallResult, Reply};
 use super::check_version;
-use crate::addr::{Gva, Mfn};
+use crate::addr::Gva;
 use crate::domain::Domain;
+use crate::frame::FrameRef;
 use crate::p2m::P2mKind;
 
 /// Pieces within one page, on either side, that one batch copies.
@@ -61,7 +62,8 @@ pub(super) fn domain_copy(call: &mut Call<'_>) -> HypercallResult {
 fn copy_piece(call: &mut Call<'_>, target: &Domain, range: &abi::DomainCopy, source: Source) -> Result<u64, Errno> {
     let mem = call.hv.mem;
     let to = Gpa::new(range.gpa + range.done);
-    let mfn = ram(target, to)?;
+    let page = ram(target, to)?;
+    let mfn = page.mfn();
     let room = (PAGE_SIZE - to.page_offset()).min(to_usize(range.len - range.done));
     match source {
         Source::Zeroes if room == PAGE_SIZE => {
@@ -83,10 +85,11 @@ fn copy_piece(call: &mut Call<'_>, target: &Domain, range: &abi::DomainCopy, sou
     }
 }
 
-/// The frame of the target's own RAM behind an address.
-fn ram(target: &Domain, at: Gpa) -> Result<Mfn, Errno> {
-    match target.p2m_view.lookup(at.gfn()) {
-        Some(leaf) if leaf.kind == P2mKind::Ram => Ok(leaf.mfn),
+/// The target's own RAM behind an address. It is held, since the target may run on another CPU and give it up there.
+fn ram(target: &Domain, at: Gpa) -> Result<FrameRef, Errno> {
+    let view = target.p2m_view;
+    match view.lookup(at.gfn()) {
+        Some(leaf) if leaf.kind == P2mKind::Ram => Ok(view.frames().get(leaf.mfn, target.id)?),
         Some(_) => Err(Errno::EPERM),
         None => Err(Errno::ENOENT),
     }

@@ -91,6 +91,18 @@ fn an_error_names_its_place_and_the_call_goes_on_from_there() {
 }
 
 #[test]
+fn a_page_that_was_given_up_after_it_was_found_is_not_written() {
+    let (host, dom0, guest) = pair();
+    // What a lookup sees on one CPU while another one has just given the page up.
+    let page = guest.leaf(60).unwrap().mfn;
+    host.hv.frames.give_up(page, crate::addr::Order::PAGE, guest.id()).unwrap();
+    host.hv.mem.store_u32(page, 0, 0x1111);
+    dom0.put(BUFFER, &0x2222_u64);
+    assert!(copy(&dom0, request(60 << 12, 8)).0 < 0);
+    assert_eq!(host.hv.mem.load_u32(page, 0), 0x1111);
+}
+
+#[test]
 fn what_makes_no_sense_or_is_not_the_callers_to_do_is_refused() {
     let (_, dom0, guest) = pair();
     assert_eq!(copy(&guest, abi::DomainCopy { domid: 0, ..request(0, 8) }).0, failed(Errno::EPERM));
