@@ -9,13 +9,11 @@
 //!
 //! The hypervisor runs with interrupts off and never sleeps, so a spinning mutex is enough.
 //! Nobody waits for another pCPU while holding a lock: what needs a flush is collected as tokens
-//! ([`crate::p2m::flush`]) and flushed after the lock is dropped. A pCPU that waits for a lock
-//! calls the hook given to [`set_wait_hook`], which serves requests from other pCPUs meanwhile.
+//! ([`crate::p2m::flush`]) and flushed after the lock is dropped. So who waits for a lock goes on soon.
 
 use core::ops::{Deref, DerefMut};
 
 use guest_abi::DomId;
-use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// The order of locks: lower ones are taken first.
@@ -80,27 +78,10 @@ impl<T> Lock<T> {
     pub fn lock(&self) -> LockGuard<'_, T> {
         #[cfg(debug_assertions)]
         held::push(self.key);
-        let inner = match self.inner.try_lock() {
-            Some(inner) => inner,
-            None => self.wait(),
-        };
         LockGuard {
-            inner,
+            inner: self.inner.lock(),
             #[cfg(debug_assertions)]
             key: self.key,
-        }
-    }
-
-    #[cold]
-    fn wait(&self) -> SpinMutexGuard<'_, T> {
-        loop {
-            match WAIT_HOOK.get() {
-                Some(hook) => hook(),
-                None => core::hint::spin_loop(),
-            }
-            if let Some(inner) = self.inner.try_lock() {
-                return inner;
-            }
         }
     }
 
@@ -143,14 +124,6 @@ impl<T> Drop for LockGuard<'_, T> {
     fn drop(&mut self) {
         held::pop(self.key);
     }
-}
-
-static WAIT_HOOK: Once<fn()> = Once::new();
-
-/// Names what a pCPU does while it waits for a lock. The first call counts. The hook takes no
-/// lock and returns soon.
-pub fn set_wait_hook(hook: fn()) {
-    WAIT_HOOK.call_once(|| hook);
 }
 
 /// Whether this pCPU holds no lock, as far as the build can tell; for assertions before waiting.
