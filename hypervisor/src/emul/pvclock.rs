@@ -61,12 +61,6 @@ impl Area {
         };
         mem.word(mfn, at / 8).store(value, ordering);
     }
-
-    fn store_words(&self, mem: &PhysMem, bytes: &[u8], words: core::ops::Range<usize>) {
-        for word in words {
-            self.store(mem, word, u64::from_bytes(&bytes[word * 8..]), Ordering::Relaxed);
-        }
-    }
 }
 
 /// The clock of one domain.
@@ -106,7 +100,9 @@ impl GuestClock {
         area.store(mem, 0, u64::from(version | 1), Ordering::Relaxed);
         // Release: the odd version is seen before any of the fields.
         fence(Ordering::Release);
-        area.store_words(mem, &bytes, 1..VcpuTimeInfo::SIZE / 8);
+        for word in 1..VcpuTimeInfo::SIZE / 8 {
+            area.store(mem, word, u64::from_bytes(&bytes[word * 8..]), Ordering::Relaxed);
+        }
         // Release: the fields are seen before the even version.
         area.store(mem, 0, u64::from(version), Ordering::Release);
     }
@@ -199,16 +195,16 @@ impl RunstateClock {
     /// `VMASST_TYPE_RUNSTATE_UPDATE_FLAG`.
     pub fn write(&self, mem: &PhysMem, area: &Area, marks_updates: bool) {
         const ENTRY_TIME: usize = 1;
-        let info = RunstateInfo { state: self.state.raw(), state_entry_time: self.since.raw(), time: self.spent };
-        let mut bytes = [0; RunstateInfo::SIZE];
-        info.to_bytes(&mut bytes);
+        let since = self.since.raw();
         if marks_updates {
-            area.store(mem, ENTRY_TIME, info.state_entry_time | RUNSTATE_UPDATE, Ordering::Relaxed);
+            area.store(mem, ENTRY_TIME, since | RUNSTATE_UPDATE, Ordering::Relaxed);
             fence(Ordering::Release);
         }
-        area.store_words(mem, &bytes, 0..1);
-        area.store_words(mem, &bytes, 2..RunstateInfo::SIZE / 8);
-        area.store(mem, ENTRY_TIME, info.state_entry_time, Ordering::Release);
+        area.store(mem, 0, self.state.raw().unsigned_abs().into(), Ordering::Relaxed);
+        for (word, time) in (ENTRY_TIME + 1..).zip(self.spent) {
+            area.store(mem, word, time, Ordering::Relaxed);
+        }
+        area.store(mem, ENTRY_TIME, since, Ordering::Release);
     }
 }
 
