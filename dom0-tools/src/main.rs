@@ -2,6 +2,7 @@
 //! `isthmus`: the control domain's one command.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -287,6 +288,25 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// What a guest's disk and network card cost, with isthmus bench device-server in the guest
+    Devices {
+        /// The guest, by name or number
+        guest: String,
+        /// Where it listens
+        address: SocketAddr,
+        /// For programs: a line for each operation
+        #[arg(long)]
+        json: bool,
+    },
+    /// In a guest: do what isthmus bench devices in dom0 asks for
+    DeviceServer {
+        /// The disk that is read and written; what it holds is lost
+        #[arg(long, value_name = "DEVICE")]
+        disk: Option<PathBuf>,
+        /// The TCP port to listen on
+        #[arg(long, default_value_t = 5000)]
+        port: u16,
+    },
     /// Asking the system for the time; on any machine
     Clock {
         /// How often to ask a hundred times
@@ -426,6 +446,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Bench(Bench::Clock { repetitions, json }) => done(cli::bench::clock(repetitions, json)),
         Command::Bench(Bench::Command { json, words }) => done(cli::bench::command(&words, json)),
+        Command::Bench(Bench::Devices { guest, address, json }) => {
+            done(cli::bench::devices::measure(&guest, address, json))
+        }
+        Command::Bench(Bench::DeviceServer { disk, port }) => done(cli::bench::devices::serve(disk.as_deref(), port)),
         Command::Bench(Bench::Sleep { repetitions, json }) => done(cli::bench::sleep(repetitions, json)),
         Command::Selftest(Selftest::Grants { domain }) => done(cli::selftest::grants(DomId::new(domain))),
         Command::Selftest(Selftest::Events { domain, count }) => done(cli::selftest::events(DomId::new(domain), count)),

@@ -207,7 +207,7 @@ impl Vcpu {
 }
 
 /// What the hypercall with this number is called.
-fn hypercall_name(number: usize) -> &'static str {
+pub(super) fn hypercall_name(number: usize) -> &'static str {
     let names = [
         (number::HYPERVISOR_PLATFORM_OP, "platform_op"),
         (number::HYPERVISOR_MEMORY_OP, "memory_op"),

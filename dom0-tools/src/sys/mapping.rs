@@ -37,6 +37,15 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
+    /// Memory of its own, zero and present.
+    pub(super) fn anonymous(length: usize) -> Result<Self> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::POPULATE);
+        // SAFETY: the kernel chooses the address, so no mapping of ours is replaced.
+        let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, protection, flags)? };
+        let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::FAULT)?;
+        Ok(Self { base, length })
+    }
+
     /// Two mappings of the same memory, as two domains have them: for tests of rings.
     #[cfg(test)]
     pub(crate) fn shared_pair(length: usize) -> Result<(Self, Self)> {

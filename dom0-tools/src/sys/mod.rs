@@ -9,6 +9,7 @@
 //! Source: Linux `include/uapi/xen/{privcmd,evtchn,gntdev,gntalloc}.h` at 6.1.
 #![expect(unsafe_code, reason = "ioctls, shared mappings, port access and the TSC live here and nowhere else")]
 
+pub mod aio;
 pub mod clock;
 pub mod evtchn;
 pub mod gntalloc;

@@ -83,7 +83,7 @@ impl Files {
         }
         let isthmus = fs::read(compile::dom0_tools()?.path).context("reading isthmus")?;
         let more = [("etc/figures", INIT.as_bytes().to_vec()), ("usr/bin/isthmus", isthmus)];
-        fs::write(&initrd, guest::plain_root(&target, more)?).context("writing the guests' initial RAM disk")?;
+        fs::write(&initrd, guest::plain_root(&target, more, None)?).context("writing the guests' initial RAM disk")?;
         Ok(Self { overlay, initrd, kernels })
     }
 }

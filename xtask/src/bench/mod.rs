@@ -5,10 +5,13 @@
 //! instructions: figures that do not depend on the machine they are taken on, and come out the same again. They say
 //! nothing of caches or of the price of an exit, which is why exits stand beside them.
 //!
-//! Micro-guests that repeat single operations (`tests/guests/src/bin/bench.rs`, `wake_cost.rs`), dom0, whose counters are read when its
-//! shell answers, and guests that dom0 makes ([`guests`]). What the figures are held against is in [`figures`].
+//! Micro-guests that repeat single operations (`tests/guests/src/bin/bench.rs`, `wake_cost.rs`), dom0, whose counters are
+//! read when its shell answers, guests that dom0 makes ([`guests`]), and a guest's devices ([`devices`]). What the figures
+//! are held against is in [`figures`].
 
+mod devices;
 mod figures;
+mod goals;
 mod guests;
 
 use std::path::PathBuf;
@@ -27,6 +30,7 @@ use crate::launch::{Launch, RunDir, Via};
 use crate::run::{self, guests::Guest};
 use crate::setup::{self, Purpose};
 use crate::{dom0, interrupt, report, shell, workspace};
+pub(crate) use devices::measure as of_devices;
 use figures::Dom0;
 pub(crate) use figures::Report;
 pub(crate) use guests::measure as of_guests;
@@ -87,6 +91,7 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
         report.dom0 = Some(in_dom0()?);
         if !options.no_guests {
             report.add_guests(&of_guests()?)?;
+            report.add_devices(&of_devices()?)?;
         }
     }
     print!("{}", report.to_text());

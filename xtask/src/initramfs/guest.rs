@@ -49,12 +49,19 @@ pub(crate) fn archive(kernel: &Package, target_dir: &Path) -> Result<Vec<u8>> {
     archive::compress(&root.to_cpio()?)
 }
 
-/// A guest's root with busybox, these programs, and nothing else.
+/// A guest's root with busybox, these programs, modules of a kernel if there are any, and nothing else.
 ///
 /// # Errors
 /// As for [`archive()`].
-pub(crate) fn plain_root(target_dir: &Path, programs: [(&str, Vec<u8>); 2]) -> Result<Vec<u8>> {
+pub(crate) fn plain_root(
+    target_dir: &Path,
+    programs: [(&str, Vec<u8>); 2],
+    modules: Option<(&Package, &[&str])>,
+) -> Result<Vec<u8>> {
     let mut root = skeleton(&Store::new(&target_dir.join("packages"))?)?;
+    if let Some((kernel, list)) = modules {
+        add_modules(&mut root, kernel, list)?;
+    }
     for (path, bytes) in programs {
         root.file(path, true, bytes);
     }
@@ -82,8 +89,13 @@ fn initrd(kernel: &Package, store: &Store) -> Result<Vec<u8>> {
     root.file("etc/passwd", false, "root::0:0:root:/root:/bin/sh\n");
     root.file("etc/group", false, "root:x:0:\n");
     root.file("etc/hosts", false, "127.0.0.1 localhost demo\n");
-    for (path, bytes) in modules::select(&kernel.modules, MODULES)?.files()? {
+    add_modules(&mut root, kernel, MODULES)?;
+    archive::compress(&root.to_cpio()?)
+}
+
+fn add_modules(root: &mut Root, kernel: &Package, list: &[&str]) -> Result<()> {
+    for (path, bytes) in modules::select(&kernel.modules, list)?.files()? {
         root.file(&format!("usr/lib/modules/{}/{path}", kernel.release), false, bytes);
     }
-    archive::compress(&root.to_cpio()?)
+    Ok(())
 }

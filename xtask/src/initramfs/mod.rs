@@ -56,6 +56,7 @@ const MODULES: &[&str] = &[
     "crc32c_intel",
     "ext4",
     "loop",
+    "brd",
     "9p",
     "9pnet_fd",
     "9pnet_virtio",

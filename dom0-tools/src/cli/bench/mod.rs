@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `isthmus bench`: what single operations cost, in ticks of the TSC.
 
+pub mod devices;
+
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use guest_abi::isthmus::REASON_NAMES;
 use guest_abi::{DomId, Gfn, VcpuId};
 use serde::Serialize;
 
+use super::counters::hypercall_name;
 use crate::sys::clock::tsc;
 use crate::sys::privcmd::{Interface, Privcmd, Snapshot};
 use crate::toolstack::Toolstack;
@@ -115,35 +119,126 @@ pub fn command(words: &[String], json: bool) -> Result<()> {
     Ticks::of("command", vec![ticks]).print(json)
 }
 
-/// What the hypervisor has done for an operation of this domain, all repetitions together.
+/// What an operation has cost, all repetitions together.
 #[derive(Debug, Serialize)]
 struct Cost {
     operation: &'static str,
     repetitions: u32,
-    /// Exits of this domain.
+    /// Exits of the domains that were looked at.
     exits: u64,
-    /// Ticks from its exits to its entries, and of all CPUs between runs.
+    /// Ticks from their exits to their entries, and of all CPUs between runs.
     ticks: u64,
     /// Ticks of the whole machine.
     passed: u64,
+    /// How often a CPU halted: then not all ticks that passed were instructions.
+    halts: u64,
+    /// Exits by domain and reason.
+    reasons: Vec<(u16, &'static str, u64)>,
+    /// Ticks by domain and reason.
+    ticks_of: Vec<(u16, &'static str, u64)>,
+    /// Hypercalls by domain and name.
+    calls: Vec<(u16, &'static str, u64)>,
+    /// Pages of each domain that others mapped, and pieces that they copied.
+    grants: Vec<(u16, &'static str, u64)>,
+}
+
+/// What has been counted so far.
+struct Counted {
+    /// Exits of each domain, by reason, and their ticks.
+    exits: Vec<Vec<u64>>,
+    ticks_of: Vec<Vec<u64>>,
+    /// Pages mapped and pieces copied of each domain.
+    grants: Vec<Vec<u64>>,
+    /// Hypercalls of each domain, by number.
+    calls: Vec<Vec<u64>>,
+    ticks: u64,
+    halts: u64,
+}
+
+impl Counted {
+    fn read(privcmd: &Privcmd, domains: &[DomId]) -> Result<Self> {
+        let cpus = privcmd.cpus()?;
+        let mut counted = Self {
+            exits: Vec::new(),
+            ticks_of: Vec::new(),
+            grants: Vec::new(),
+            calls: Vec::new(),
+            ticks: cpus.iter().map(|cpu| cpu.ticks).sum(),
+            halts: cpus.iter().map(|cpu| cpu.halts).sum(),
+        };
+        for domain in domains {
+            let nr_vcpus = privcmd.counters(*domain, VcpuId::new(0))?.nr_vcpus;
+            let vcpus = (0..u32::from(nr_vcpus)).map(|vcpu| privcmd.counters(*domain, VcpuId::new(vcpu)));
+            let vcpus: Vec<Snapshot> = vcpus.collect::<Result<_, _>>()?;
+            let total = |list: fn(&Snapshot) -> &Vec<u64>| {
+                let longest = vcpus.iter().map(|vcpu| list(vcpu).len()).max().unwrap_or(0);
+                (0..longest).map(|at| vcpus.iter().filter_map(|vcpu| list(vcpu).get(at)).sum()).collect::<Vec<u64>>()
+            };
+            counted.exits.push(total(|vcpu| &vcpu.exits));
+            counted.calls.push(total(|vcpu| &vcpu.hypercalls));
+            let ticks = total(|vcpu| &vcpu.ticks);
+            counted.ticks += ticks.iter().sum::<u64>();
+            counted.ticks_of.push(ticks);
+            let grants = privcmd.grant_stats(*domain)?;
+            counted.grants.push(vec![grants.maps, grants.copies]);
+        }
+        Ok(counted)
+    }
+}
+
+/// What has grown, by domain and name.
+fn grown(
+    domains: &[DomId],
+    (before, after): (&[Vec<u64>], &[Vec<u64>]),
+    name: impl Fn(usize) -> &'static str,
+) -> Vec<(u16, &'static str, u64)> {
+    let mut all = Vec::new();
+    for ((domain, before), after) in domains.iter().zip(before).zip(after) {
+        let grown = before.iter().zip(after).map(|(before, after)| after - before).enumerate();
+        all.extend(grown.filter(|(_, count)| *count > 0).map(|(at, count)| (domain.raw(), name(at), count)));
+    }
+    all
 }
 
 impl Cost {
-    /// Counts what `operation` costs, with all else that happens meanwhile.
-    fn of(operation: &'static str, repetitions: u32, mut act: impl FnMut()) -> Result<Self> {
+    /// Counts what `act` costs, which does the operation as often as is said, with all else that happens meanwhile.
+    fn of(
+        operation: &'static str,
+        domains: &[DomId],
+        repetitions: u32,
+        act: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        ensure!(repetitions > 0, "0 repetitions measure nothing");
         let privcmd = Privcmd::open()?;
-        let read = || -> Result<(u64, u64)> {
-            let nr_vcpus = privcmd.counters(DomId::SELF, VcpuId::new(0))?.nr_vcpus;
-            let vcpus = (0..u32::from(nr_vcpus)).map(|vcpu| privcmd.counters(DomId::SELF, VcpuId::new(vcpu)));
-            let vcpus = vcpus.collect::<Result<Vec<_>, _>>()?;
-            let between: u64 = privcmd.cpus()?.iter().map(|cpu| cpu.ticks).sum();
-            let total = |list: fn(&Snapshot) -> &Vec<u64>| vcpus.iter().flat_map(list).sum::<u64>();
-            Ok((total(|vcpu| &vcpu.exits), total(|vcpu| &vcpu.ticks) + between))
-        };
-        let (before, start) = (read()?, tsc());
-        (0..repetitions).for_each(|_| act());
-        let (passed, after) = (tsc() - start, read()?);
-        Ok(Self { operation, repetitions, exits: after.0 - before.0, ticks: after.1 - before.1, passed })
+        let (before, start) = (Counted::read(&privcmd, domains)?, tsc());
+        act().context(operation)?;
+        let (passed, after) = (tsc() - start, Counted::read(&privcmd, domains)?);
+        let reason = |at| REASON_NAMES.get(at).copied().unwrap_or("unknown");
+        let reasons = grown(domains, (&before.exits, &after.exits), reason);
+        let ticks_of = grown(domains, (&before.ticks_of, &after.ticks_of), reason);
+        let grants = grown(domains, (&before.grants, &after.grants), |at| ["mapped", "copied"][at]);
+        let calls = grown(domains, (&before.calls, &after.calls), hypercall_name);
+        let exits = reasons.iter().map(|(.., count)| count).sum();
+        let (ticks, halts) = (after.ticks - before.ticks, after.halts - before.halts);
+        Ok(Self { operation, repetitions, exits, ticks, passed, halts, reasons, ticks_of, calls, grants })
+    }
+
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+            return Ok(());
+        }
+        let each = |total: u64| total / u64::from(self.repetitions);
+        println!(
+            "{}: {}.{:02} exits, {} ticks in the hypervisor, {} ticks passed, each of {}",
+            self.operation,
+            each(self.exits),
+            each(self.exits * 100) % 100,
+            each(self.ticks),
+            each(self.passed),
+            self.repetitions
+        );
+        Ok(())
     }
 }
 
@@ -152,22 +247,11 @@ impl Cost {
 /// # Errors
 /// This is not the control domain.
 pub fn sleep(repetitions: u32, json: bool) -> Result<()> {
-    ensure!(repetitions > 0, "0 repetitions measure nothing");
-    let cost = Cost::of("sleep-1ms", repetitions, || std::thread::sleep(Duration::from_millis(1)))?;
-    if json {
-        println!("{}", serde_json::to_string(&cost)?);
-    } else {
-        let each = |total: u64| total / u64::from(repetitions);
-        println!(
-            "{}: {}.{:02} exits, {} ticks in the hypervisor, {} ticks passed, each of {repetitions}",
-            cost.operation,
-            each(cost.exits),
-            each(cost.exits * 100) % 100,
-            each(cost.ticks),
-            each(cost.passed)
-        );
-    }
-    Ok(())
+    let act = || {
+        (0..repetitions).for_each(|_| std::thread::sleep(Duration::from_millis(1)));
+        Ok(())
+    };
+    Cost::of("sleep-1ms", &[DomId::SELF], repetitions, act)?.print(json)
 }
 
 #[cfg(test)]
