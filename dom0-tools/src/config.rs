@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::devices::{self, DiskConfig, Mac, NicConfig, VirtualDisk};
+use crate::devices::{DiskConfig, NicConfig, VirtualDisk};
 use crate::toolstack::DOM0_NAME;
 
 /// What a domain has at most. The hypervisor's limit.
@@ -201,11 +201,8 @@ impl GuestConfig {
             }
         }
         for nic in &self.nics {
-            if let Some(Err(reason)) = nic.mac.as_deref().map(Mac::parse) {
-                return refuse("nic.mac", &format!("{:?}", nic.mac), reason);
-            }
-            if let Err(reason) = devices::check_bridge(&nic.bridge) {
-                return refuse("nic.bridge", &format!("{:?}", nic.bridge), reason);
+            if let Err((field, value, reason)) = nic.check() {
+                return refuse(field, &value, reason);
             }
         }
         Ok(())
@@ -292,6 +289,24 @@ mod tests {
         assert!(disk("d.img", "storage").unwrap_err().contains("begins with /"));
         assert_eq!(disk("/srv/d.img", "storage").unwrap().disks[0].source, Path::new("/srv/d.img"));
         assert_eq!(disk("d.img", "dom0").unwrap().disks[0].source, Path::new("/etc/guests/d.img"));
+    }
+
+    #[test]
+    fn a_card_is_in_a_bridge_or_behind_dom0s_address() {
+        let nic = |text: &str| parse(&format!("{SMALL}[[nic]]\n{text}\n")).map(|config| config.nics[0].clone());
+        assert_eq!(nic("").unwrap().bridge(), "isthmus0");
+        assert_eq!(nic("bridge = 'br0'").unwrap().bridge(), "br0");
+        assert_eq!(nic("network = 'nat'\nbackend = 'dom0'").unwrap().bridge(), "isthmus-nat");
+        for (text, words) in [
+            ("network = 'nat'\nbridge = 'br0'", "nic.network = \"nat\": it has a bridge of its own"),
+            ("network = 'nat'\nbackend = 'net'", "no driver domain does"),
+            ("network = 'wifi'", "expected `bridge` or `nat`"),
+            ("bridge = 'a/b'", "nic.bridge = \"a/b\""),
+            ("mac = '1'", "nic.mac = \"1\""),
+        ] {
+            let error = nic(text).unwrap_err();
+            assert!(error.contains(words), "{words} in {error}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use dom0_tools::cli::guests::{self, Act, Ask, Which};
 use dom0_tools::cli::selftest::Mix;
 use dom0_tools::console::attach::Options;
-use dom0_tools::devices::{DiskConfig, NicConfig, driver};
+use dom0_tools::devices::{DiskConfig, Network, NicConfig, driver};
 use dom0_tools::sys::signal;
 use dom0_tools::toolstack::Start;
 use dom0_tools::{agent, cli, supervisor};
@@ -157,9 +157,12 @@ enum Command {
         guest: String,
         /// The card's number in the guest, from 0
         card: u32,
-        /// The bridge in dom0 that it is in
-        #[arg(long, default_value = dom0_tools::devices::host::OWN_BRIDGE)]
-        bridge: String,
+        /// What it is connected to
+        #[arg(long, value_enum, default_value_t)]
+        network: Network,
+        /// The bridge that it is in [default: isthmus0]
+        #[arg(long)]
+        bridge: Option<String>,
         /// Its address [default: made of the guest's uuid]
         #[arg(long)]
         mac: Option<String>,
@@ -431,8 +434,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::BlockDetach { guest, disk, force, json } => {
             done(cli::devices::block_detach(&guest, &disk, force, json))
         }
-        Command::NetAttach { guest, card, bridge, mac, mtu, backend, json } => {
-            done(cli::devices::net_attach(&guest, card, NicConfig { bridge, mac, mtu, backend }, json))
+        Command::NetAttach { guest, card, network, bridge, mac, mtu, backend, json } => {
+            done(cli::devices::net_attach(&guest, card, NicConfig { network, bridge, mac, mtu, backend }, json))
         }
         Command::NetDetach { guest, card, force, json } => done(cli::devices::net_detach(&guest, card, force, json)),
         Command::Stats { domain, json } => done(cli::devices::show_stats(domain.as_deref(), json)),

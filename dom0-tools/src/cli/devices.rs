@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::guests::print_done;
 use crate::devices::stats::{self, DeviceStats};
-use crate::devices::{self, Device, Devices, DiskConfig, Mac, NicConfig, VirtualDisk};
+use crate::devices::{Device, Devices, DiskConfig, NicConfig, VirtualDisk};
 use crate::sys::privcmd::{Privcmd, Snapshot};
 use crate::toolstack::{Guest, Toolstack};
 
@@ -60,11 +60,8 @@ pub fn block_detach(name: &str, disk: &str, force: bool, json: bool) -> Result<(
 /// There is no such guest or bridge, or the card cannot be made.
 pub fn net_attach(name: &str, card: u32, config: NicConfig, json: bool) -> Result<()> {
     let attach = || {
-        if let Some(Err(reason)) = config.mac.as_deref().map(Mac::parse) {
-            bail!("--mac {}: {reason}", config.mac.as_deref().unwrap_or_default());
-        }
-        if let Err(reason) = devices::check_bridge(&config.bridge) {
-            bail!("--bridge {}: {reason}", config.bridge);
+        if let Err((field, value, reason)) = config.check() {
+            bail!("--{} {value}: {reason}", field.trim_start_matches("nic."));
         }
         let guest = guest(name)?;
         let uuid = guest.record.as_ref().map_or_else(Uuid::new_v4, |record| record.uuid);

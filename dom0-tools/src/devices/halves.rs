@@ -186,7 +186,7 @@ pub fn nic((guest, backend): (DomId, DomId), number: u32, mac: Mac, config: &Nic
     let mtu = config.mtu.map(|mtu| (MTU, mtu.to_string()));
     let front_values = common.iter().cloned().chain(mtu.clone()).collect();
     let mut back_values = common;
-    back_values.push((BRIDGE, config.bridge.clone()));
+    back_values.push((BRIDGE, config.bridge().to_owned()));
     back_values.extend(mtu);
     // Linux wants to know the script that would do what is done here, and refuses a device without.
     back_values.push(("script", "none".to_owned()));
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_network_card_has_its_address_on_both_sides_and_waits_for_the_host() {
-        let config = NicConfig { bridge: "br0".into(), mac: None, mtu: Some(9000), backend: None };
+        let config = NicConfig { bridge: Some("br0".into()), mtu: Some(9000), ..NicConfig::default() };
         let domains = (DomId::new(7), DomId::DOM0);
         let [front, back] = nic(domains, 1, Mac::parse("00:16:3e:00:00:01").unwrap(), &config).nodes();
         assert_eq!((get(&front, "mac"), get(&back, "mac")), ("00:16:3e:00:00:01", "00:16:3e:00:00:01"));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::sys::loop_device::LoopDevice;
 use crate::sys::netdev::Netdev;
 
-/// The bridge that is made when it is needed.
+/// The bridge that is made when it is needed, and has no address.
 pub const OWN_BRIDGE: &str = "isthmus0";
 const INTERFACES: &str = "/sys/class/net";
 
@@ -93,7 +93,7 @@ pub fn prepare_bridge(bridge: &str) -> Result<()> {
         return Ok(());
     }
     ensure!(
-        bridge == OWN_BRIDGE,
+        [OWN_BRIDGE, super::nat::BRIDGE].contains(&bridge),
         "there is no bridge {bridge}: make it with `brctl addbr {bridge}` or `ip link add {bridge} type bridge`"
     );
     load("bridge")?;

@@ -15,6 +15,8 @@
 pub mod driver;
 pub mod halves;
 pub mod host;
+pub mod nat;
+pub mod nft;
 pub mod stats;
 
 use std::fmt;
@@ -22,6 +24,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use guest_abi::DomId;
 use guest_abi::io::blkif::node;
 use guest_abi::io::xenbus::{self, State};
@@ -29,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::GuestConfig;
+use crate::toolstack::DOM0_NAME;
 use crate::xenstore::SOCKET;
 use crate::xenstore::client::{Client, Error, View};
 use crate::xenstore::wire::Code;
@@ -57,12 +61,15 @@ pub struct DiskConfig {
 }
 
 /// A network card in a guest's description.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicConfig {
-    /// The bridge that it is in, in the domain that serves it. `isthmus0` is made if it does not exist.
-    #[serde(default = "own_bridge")]
-    pub bridge: String,
+    /// What it is connected to.
+    #[serde(default)]
+    pub network: Network,
+    /// The bridge that it is in, in the domain that serves it. `isthmus0`, if none is given, is made if it does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
     /// Its address; made of the guest's uuid if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
@@ -74,8 +81,48 @@ pub struct NicConfig {
     pub backend: Option<String>,
 }
 
-fn own_bridge() -> String {
-    host::OWN_BRIDGE.to_owned()
+/// What a network card is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// A bridge
+    #[default]
+    Bridge,
+    /// The outside, with dom0's address; the guest gets its own by DHCP
+    Nat,
+}
+
+impl NicConfig {
+    /// The bridge that it is in.
+    #[must_use]
+    pub fn bridge(&self) -> &str {
+        match (self.network, &self.bridge) {
+            (Network::Nat, _) => nat::BRIDGE,
+            (Network::Bridge, Some(bridge)) => bridge,
+            (Network::Bridge, None) => host::OWN_BRIDGE,
+        }
+    }
+
+    /// Whether it can be.
+    ///
+    /// # Errors
+    /// The field that is wrong, what it says, and why that cannot be.
+    pub fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        if let Some(Err(reason)) = self.mac.as_deref().map(Mac::parse) {
+            return Err(("nic.mac", format!("{:?}", self.mac.as_deref().unwrap_or_default()), reason));
+        }
+        if let Err(reason) = check_bridge(self.bridge()) {
+            return Err(("nic.bridge", format!("{:?}", self.bridge()), reason));
+        }
+        let nat = |reason| Err(("nic.network", "\"nat\"".to_owned(), reason));
+        match (self.network, &self.bridge, self.backend.as_deref().unwrap_or(DOM0_NAME)) {
+            (Network::Nat, Some(_), _) => nat("it has a bridge of its own: leave bridge out"),
+            (Network::Nat, None, backend) if backend != DOM0_NAME => nat(
+                "dom0 translates addresses, no driver domain does: leave backend out, or name a bridge of the backend's",
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl DiskConfig {
@@ -91,7 +138,7 @@ impl DiskConfig {
 ///
 /// # Errors
 /// Why not.
-pub fn check_bridge(name: &str) -> Result<(), &'static str> {
+fn check_bridge(name: &str) -> Result<(), &'static str> {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 15 || name.starts_with('.') || !name.chars().all(is_fine) {
         return Err("an interface's name has 1 to 15 letters, digits, '-', '_' and '.'");
@@ -239,7 +286,7 @@ impl Devices {
     /// # Errors
     /// There is no such bridge, the guest has a card of that number, or the backend refused.
     pub fn attach_nic(&mut self, domains: (DomId, DomId), nic: &NicConfig, at: u32, uuid: Uuid) -> Result<()> {
-        let what = || format!("network card {at} (bridge {})", nic.bridge);
+        let what = || format!("network card {at} (bridge {})", nic.bridge());
         let made = Mac::of(uuid, u8::try_from(at).unwrap_or(u8::MAX));
         let mac = match nic.mac.as_deref().map(Mac::parse) {
             Some(Ok(mac)) => mac,
@@ -251,14 +298,18 @@ impl Devices {
             self.attach(&halves).with_context(what)?;
             return self.finish(&halves, Self::wait_for_driver).with_context(what);
         }
-        host::prepare_bridge(&nic.bridge).with_context(what)?;
+        match nic.network {
+            Network::Bridge => host::prepare_bridge(nic.bridge()),
+            Network::Nat => nat::prepare(),
+        }
+        .with_context(what)?;
         host::load(Class::Vif.module())?;
         self.attach(&halves).with_context(what)?;
         let interface = halves.interface();
         let connect = |devices: &mut Self, halves: &Halves| {
             let made = |_: &mut Client| host::has_interface(&interface);
             devices.wait_for(halves, "the backend to make its interface", made)?;
-            host::connect_interface(&nic.bridge, &interface, nic.mtu)?;
+            host::connect_interface(nic.bridge(), &interface, nic.mtu)?;
             let status = format!("{}/{}", halves.back, xenbus::HOTPLUG_STATUS);
             Ok(devices.store.all().write(&status, xenbus::HOTPLUG_CONNECTED)?)
         };

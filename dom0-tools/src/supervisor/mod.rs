@@ -31,6 +31,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 
 use crate::console::log;
+use crate::devices::nat;
 use crate::registry::{Reason, Record, RegistryError, State, run_folder};
 use crate::sys::evtchn::Evtchn;
 use crate::toolstack::{Toolstack, shutdown_reason};
@@ -299,6 +300,11 @@ impl Supervisor {
         };
         self.has_guests = records.iter().any(|record| !matches!(record.state, State::Ended { .. }));
         self.serials.fetch_all(&self.tools.privcmd);
+        if self.has_guests
+            && let Err(error) = nat::keep()
+        {
+            say(format_args!("the network nat: {error:#}"));
+        }
         self.let_go(&records, &domains);
         let mut is_alone = false;
         for record in &records {

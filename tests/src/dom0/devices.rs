@@ -178,7 +178,8 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
         "cd /tmp; isthmus block-attach devices nothing.img xvdc 2>&1; isthmus block-attach devices /dev xvdc 2>&1
          isthmus block-attach devices more.img xvda 2>&1; isthmus block-detach devices xvdz 2>&1
          ln -sf disk.img same.img; isthmus block-attach devices same.img xvdc --readonly 2>&1
-         isthmus net-attach devices 1 --bridge br9 2>&1; isthmus block-attach nobody more.img xvdc 2>&1 || :",
+         isthmus net-attach devices 1 --bridge br9 2>&1; isthmus net-attach devices 1 --network nat --bridge br9 2>&1
+         isthmus block-attach nobody more.img xvdc 2>&1 || :",
         Output::With(&[
             "disk xvdc (/tmp/nothing.img): opening its source: No such file",
             "neither a file nor a block device",
@@ -186,6 +187,7 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
             "the guest has no such device",
             "(/tmp/same.img): its source is disk xvda of domain 1 already",
             "there is no bridge br9: make it",
+            "--network \"nat\": it has a bridge of its own: leave bridge out",
             "no domain is called nobody",
         ]),
     ),
@@ -234,8 +236,57 @@ free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <fre
             Output::With(&["hostile_front is domain", "DONE", "let go\n"]),
         ),
     ),
+    NAT,
+    NAT_IS_ONE_WAY,
     ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING: CPU|Oops|g\\.e\\. 0x'", 0),
 ];
+
+/// The demo guest, as it is, gets an address and reaches the host's network, which dom0 does by a card of its own.
+const NAT: Command = within(
+    400,
+    prints(
+        "nat-lets-the-demo-guest-reach-the-outside",
+        r#"cd /tmp; modprobe e1000e; /etc/isthmus/network; until ip route | grep -q default; do sleep 0.5; done
+isthmus create /var/lib/isthmus/demo/demo.toml >/dev/null && isthmus console demo --until 'is up with' --timeout 200 >/dev/null || exit
+echo "until ip route | grep -q default; do sleep 1; done; cat /etc/resolv.conf; head -c 1000000 /dev/urandom >f
+echo \$(sha256sum <f) is sent; nc 10.0.2.2 $SINK <f; echo to port \$(($SINK + 0)) of the host" |
+isthmus console demo --until "to port $SINK of" --timeout 100 >said || { cat said; exit 1; }
+grep -q 'nameserver 10.0.2.3' said || cat said; sed -n 's/ - is sent.*//p' said"#,
+        Output::ChecksumOfSent(1_000_000),
+    ),
+);
+
+/// Another network of dom0's (a namespace of its own) answers the guest, and does not reach it unasked; the server of
+/// addresses comes back, and what is missing is named.
+const NAT_IS_ONE_WAY: Command = within(
+    200,
+    prints(
+        "nat-is-one-way-and-comes-back",
+        r#"cd /tmp; unshare -n sleep 1000 & other=$!; sleep 0.5
+ip link add outer type veth && ip link set veth0 netns $other && ip address add 10.99.0.1/24 dev outer && ip link set outer up
+in_other() { nsenter -t $other -n "$@"; }
+in_other ip address add 10.99.0.2/24 dev veth0; in_other ip link set veth0 up; in_other ip route add default via 10.99.0.1
+guest=$(awk '/isthmus-nat/ { print $1 }' /proc/net/arp); ping -c 1 -W 5 $guest >/dev/null && echo $guest
+echo 'ping -c 1 -W 9 10.99.0.2 | grep -c " 0%"; echo ping-$((1 + 1))' | isthmus console demo --until ping-2 --timeout 60 | tr -d '\r' | grep -x '[01]'
+in_other ping -c 2 -W 2 $guest >/dev/null && echo reached || echo not reached
+kill $other; kill $(cat /run/isthmus/dhcp.pid); end=$(($(date +%s) + 20))
+until pidof udhcpd >/dev/null || [ $(date +%s) -gt $end ]; do sleep 0.5; done; pidof udhcpd >/dev/null && echo serves
+isthmus destroy demo; rm /usr/sbin/udhcpd; kill $(cat /run/isthmus/dhcp.pid)
+isthmus create /var/lib/isthmus/demo/demo.toml 2>&1; isthmus list | grep -c demo; :"#,
+        Output::With(&[
+            "10.193.0.",
+            "
+1
+not reached
+serves
+",
+            "network card 0 (bridge isthmus-nat): starting udhcpd, busybox' DHCP server",
+            "
+0
+",
+        ]),
+    ),
+);
 
 /// A disk for the demo guest, whose half it copies to the other half.
 pub(super) const DISK_OF_THE_DEMO: Command = within(

@@ -86,6 +86,7 @@ fn initrd(kernel: &Package, store: &Store) -> Result<Vec<u8>> {
     root.file("etc/inittab", false, include_str!("guest/inittab"));
     root.file("etc/rc", true, include_str!("guest/rc"));
     root.file("etc/console", true, include_str!("guest/console"));
+    root.file("etc/lease", true, include_str!("root/lease"));
     root.file("etc/passwd", false, "root::0:0:root:/root:/bin/sh\n");
     root.file("etc/group", false, "root:x:0:\n");
     root.file("etc/hosts", false, "127.0.0.1 localhost demo\n");

@@ -64,6 +64,11 @@ const MODULES: &[&str] = &[
     "bridge",
     "tun",
     "veth",
+    // Address translation for guests.
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_ct",
 ];
 
 /// What dom0's root is made of.
