@@ -40,6 +40,8 @@ use halves::{Class, Halves};
 
 /// How long a device is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest from which a device is taken away has to end what it is doing with it.
+const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -353,38 +355,47 @@ impl Devices {
         }
     }
 
-    /// Takes a device from a guest: asks for it, or with `force` takes it away.
+    /// Takes a device from a guest: asks for it, and with `force` takes it away if the guest does not let go of it soon.
+    ///
+    /// A guest is asked even then: it ends its requests before it lets go. Of a device that vanishes Linux' driver waits for
+    /// answers that nobody gives any more.
     ///
     /// # Errors
     /// It has none of that name, or does not let go of it.
     pub fn detach(&mut self, guest: DomId, device: Device, force: bool) -> Result<()> {
-        let mut found = None;
+        let mut served = None;
         for backend in domains(&mut self.store.all())? {
             let halves = Halves::of(guest, device, backend);
             if self.store.all().read_text(&halves.back)?.is_some() {
-                found = Some(halves);
+                served = Some(halves);
             }
         }
-        if found.is_none() {
+        let Some(halves) = served else {
             // The domain that served it is gone, and with it the back's folder.
             let front = Halves::of(guest, device, DomId::DOM0).front;
             let backend = self.store.all().read_text(&format!("{front}/{}", xenbus::BACKEND_ID))?;
-            found = backend.map(|id| Halves::of(guest, device, DomId::new(id.parse().unwrap_or(DomId::DOM0.raw()))));
-        }
-        let halves = found.context("the guest has no such device")?;
+            let backend = backend.context("the guest has no such device")?.parse().unwrap_or(DomId::DOM0.raw());
+            return self.remove(&Halves::of(guest, device, DomId::new(backend)));
+        };
+        let is_let_go = self.ask_for(&halves, if force { FORCED_PATIENCE } else { PATIENCE });
         if !force {
-            self.store.transaction(|view| {
-                view.write(&format!("{}/online", halves.back), "0")?;
-                view.write(&format!("{}/state", halves.back), State::Closing.as_str())
-            })?;
-            let state = format!("{}/state", halves.back);
-            let is_closed = |store: &mut Client| {
-                let value = store.all().read_text(&state).ok().flatten();
-                value.is_none_or(|value| State::parse(value.as_bytes()) == Some(State::Closed))
-            };
-            self.wait_for(&halves, "the guest to let go of it (--force does not)", is_closed)?;
+            is_let_go?;
         }
         self.remove(&halves)
+    }
+
+    /// Asks a guest to let go of a device, and waits for that.
+    fn ask_for(&mut self, halves: &Halves, patience: Duration) -> Result<()> {
+        let state = format!("{}/state", halves.back);
+        self.store.transaction(|view| {
+            view.write(&format!("{}/online", halves.back), "0")?;
+            view.write(&state, State::Closing.as_str())
+        })?;
+        let is_closed = |store: &mut Client| {
+            let value = store.all().read_text(&state).ok().flatten();
+            value.is_none_or(|value| State::parse(value.as_bytes()) == Some(State::Closed))
+        };
+        self.wait_within(patience, halves, "the guest to let go of it (--force does not)", is_closed)
     }
 
     /// Removes what is left of the devices of a guest that is gone.
@@ -413,7 +424,17 @@ impl Devices {
 
     /// Waits for something that the kernel does.
     fn wait_for(&mut self, halves: &Halves, what: &str, is_done: impl Fn(&mut Client) -> bool) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_within(PATIENCE, halves, what, is_done)
+    }
+
+    fn wait_within(
+        &mut self,
+        patience: Duration,
+        halves: &Halves,
+        what: &str,
+        is_done: impl Fn(&mut Client) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + patience;
         let errors = [format!("{}/error", halves.error()), format!("{}/{}", halves.back, halves::HOTPLUG_ERROR)];
         while !is_done(&mut self.store) {
             for error in &errors {
@@ -422,7 +443,7 @@ impl Devices {
                 }
             }
             if Instant::now() >= deadline {
-                bail!("waited for {what} for {} s in vain", PATIENCE.as_secs());
+                bail!("waited for {what} for {} s in vain", patience.as_secs());
             }
             std::thread::sleep(LOOK);
         }
