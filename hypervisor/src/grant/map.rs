@@ -196,7 +196,8 @@ fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &Closed, parties:
     }
 }
 
-/// Unmaps what a dying domain has mapped, a batch in each call.
+/// Ends the granting and mapping of a domain that dies, and unmaps what it has mapped, a batch in each call. What others
+/// have mapped of it stays.
 pub fn unmap_all<P: Parties>(me: Party<'_, P::Memory>, parties: &P) -> Progress {
     let mut closed = Closed::new();
     let mut removed = UnmappedBatch::new();

@@ -219,11 +219,6 @@ impl GrantTable {
         Ok(())
     }
 
-    /// Ends granting and mapping; mappings that exist stay.
-    pub fn begin_destroy(&self) {
-        self.inner.lock().is_dying = true;
-    }
-
     /// Gives the frames of entries back. For a domain that is dying and whose p2m is gone and
     /// flushed; others may still have its grants mapped.
     pub fn release_frames(&self) {

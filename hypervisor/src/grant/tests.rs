@@ -141,7 +141,6 @@ impl Dom {
 
     /// What the hypervisor does with a dying domain.
     fn destroy(&self, world: &World) {
-        self.table.begin_destroy();
         while map::unmap_all(self.party(), world) == Progress::Again {}
         let mut from = Some(Gfn::new(0));
         while let Some(at) = from {
@@ -465,6 +464,15 @@ fn handles_are_limited_and_used_again() {
 }
 
 #[test]
+fn a_mapping_beyond_the_last_handle_is_refused() {
+    let world = World::new(2);
+    world.grant(1, 0, 0, 0, PERMIT);
+    assert!((0..64).all(|n| world.map(0, 1, 0, HOLES.start + n, RW).0 == OKAY));
+    assert_eq!(world.map(0, 1, 0, HOLES.start + 64, RW).0, abi::GNTST_NO_DEVICE_SPACE);
+    assert_eq!((world.references(1, 0), world.doms[0].table.nr_mapped()), (64, 64));
+}
+
+#[test]
 fn a_count_that_is_full_refuses_the_next_mapping() {
     let world = World::new(2);
     world.grant(1, 0, 0, 0, PERMIT);
@@ -489,7 +497,11 @@ fn the_page_outlives_its_granter() {
     world.hidden.set(Some(DomId::new(1)));
     assert_eq!(world.unmap(0, handle, 8), OKAY);
     assert_eq!(world.frames.account(DomId::new(1)).unwrap().0, Usage { ram: 0, overhead: TABLES });
+    assert_eq!(world.doms[0].table.nr_mapped(), 0, "the handle is free");
     assert_eq!(world.map(0, 1, 0, 9, RW).0, abi::GNTST_BAD_DOMAIN, "not found at all");
+    let mut list = [piece(gref(1, 0, 0), own(0, 0), 1, FROM); 2];
+    world.copy_list(0, &mut list);
+    assert!(list.iter().all(|op| op.status == abi::GNTST_BAD_DOMAIN));
 }
 
 #[test]
@@ -513,7 +525,7 @@ fn an_old_mapping_does_not_count_against_the_next_domain_of_that_id() {
 fn a_dying_domain_maps_nothing() {
     let world = World::new(2);
     world.grant(1, 0, 0, 0, PERMIT);
-    world.doms[0].table.begin_destroy();
+    assert_eq!(map::unmap_all(world.doms[0].party(), &world), Progress::Done);
     assert_eq!(world.map(0, 1, 0, 8, RW).0, abi::GNTST_GENERAL_ERROR);
     assert_eq!(world.doms[0].table.frame(1), Err(table::GrowError::Dying));
 }
