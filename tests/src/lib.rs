@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The named checks that boot emulators, as data.
+//! The named checks that boot emulators, as data; and those that take a check out of the hypervisor ([`mutations`]).
 //!
 //! A check says what is booted and what must come of it; `cargo xtask test` boots it, on each CPU backend that the
 //! check names, and judges the machine's log by [`verdict`]. That the list is data keeps the harness in one place and
@@ -12,6 +12,7 @@
 
 pub mod boots;
 pub mod dom0;
+pub mod mutations;
 pub mod verdict;
 
 /// How often a check is run.

@@ -13,6 +13,7 @@ mod docs;
 mod figures;
 mod kernels;
 mod machines;
+mod mutations;
 mod pace;
 mod panics;
 mod runs;
@@ -113,9 +114,11 @@ pub(crate) fn command(options: &Options) -> Result<ExitCode> {
     let deps = deps::ALL.into_iter().filter(|deps| is_chosen(deps)).map(boxed);
     let is_long = tier >= isthmus_tests::Tier::Long;
     let advisories = [deps::Advisories].into_iter().filter(|deps| is_long && is_chosen(deps)).map(boxed);
+    let mutations = mutations::all().filter(|tried| is_long && is_chosen(tried)).map(boxed);
     let steps: Vec<_> = docs
         .chain(deps)
         .chain(advisories)
+        .chain(mutations)
         .chain(steps::all().into_iter().filter(|step| is_chosen(step)).map(boxed))
         .collect();
     // The long ones first: two at a time, the short ones fill the gap at the end.
