@@ -174,8 +174,6 @@ pub struct VcpuConfig {
     pub io_bitmap: Hpa,
     /// The domain's address-space tag for the CPU's TLB; never 0.
     pub tlb_tag: u16,
-    /// The guest's physical-address width in bits.
-    pub phys_bits: u8,
 }
 
 /// The hardware below the vCPUs.
@@ -213,8 +211,6 @@ pub trait Machine: Sync {
     fn insist(&self, pcpu: usize, since: &mut Ticks);
     /// Whether this pCPU took a non-maskable interrupt that no pCPU has sent; forgets it.
     fn take_stray_nmi(&self) -> bool;
-    /// Reads a physical I/O APIC register.
-    fn ioapic_read(&self, ioapic: usize, register: u8) -> u32;
     /// Writes a physical I/O APIC register.
     fn ioapic_write(&self, ioapic: usize, register: u8, value: u32);
     /// Resets the machine; does not return.

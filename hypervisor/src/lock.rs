@@ -20,10 +20,8 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Rank {
-    /// The table of all domains.
-    DomainTable = 1,
     /// Creation, shutdown and destruction of one domain.
-    LifeCycle,
+    LifeCycle = 1,
     /// One domain's event-channel ports: binding and closing, not sending.
     EventChannels,
     /// One domain's grant table.
@@ -38,8 +36,6 @@ pub enum Rank {
     Scheduler,
     /// Free frames and what each domain is charged for.
     Allocator,
-    /// The hypervisor's heap.
-    Heap,
     /// The console's transmitter.
     Console,
 }

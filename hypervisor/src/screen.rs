@@ -175,12 +175,6 @@ impl<S: Surface> Screen<S> {
         self.shown.take().map(|(surface, _)| surface)
     }
 
-    /// Whether the grid is shown.
-    #[must_use]
-    pub const fn is_shown(&self) -> bool {
-        self.shown.is_some()
-    }
-
     /// Starts anew on an empty screen.
     pub fn clear(&mut self, style: Style) {
         self.style = style;

@@ -12,8 +12,7 @@
 
 use alloc::vec::Vec;
 
-use guest_abi::pvh::MemmapEntry;
-pub use pvh_loader::map::{MAX_ENTRIES, memmap};
+pub use pvh_loader::map::MAX_ENTRIES;
 
 use super::{
     cmdline::MIB,
@@ -69,12 +68,6 @@ impl Dom0Map {
         let identity = identity(host, withheld);
         let Share { ram, tables, scratch } = share;
         Ok(Self { ram, tables, scratch, e820, identity })
-    }
-
-    /// The memory map as `start_info` carries it.
-    #[must_use]
-    pub fn memmap(&self) -> Vec<MemmapEntry> {
-        memmap(&self.e820)
     }
 }
 

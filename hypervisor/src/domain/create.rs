@@ -159,7 +159,7 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
     let seats = hv.sched.seat(plan.id, plan.nr_vcpus).ok_or(BuildError::NoHeap)?;
     let apic_ids = apic_ids(hv, &plan);
     let cpuid = cpuid_policy(hv, plan.nr_vcpus, apic_ids);
-    let config = VcpuConfig { p2m_root: tlb.root(), io_bitmap: io_map.base(), tlb_tag: tag, phys_bits: hv.phys_bits };
+    let config = VcpuConfig { p2m_root: tlb.root(), io_bitmap: io_map.base(), tlb_tag: tag };
     let vcpus = vcpus(hv, &plan, &config, p2m_view, apic_ids)?;
     let console = console::Console::new(hv.machine, console::Kept::new(hv.mem, kept), plan.echoes);
     let Some(p2m) = estate.p2m.take() else { unreachable!("it was made above") };

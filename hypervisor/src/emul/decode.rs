@@ -246,17 +246,10 @@ pub enum Simple {
     Hlt,
     Rdmsr,
     Wrmsr,
-    Rdtsc,
-    Rdtscp,
-    Rdpmc,
     Xsetbv,
     /// WBINVD and WBNOINVD.
     Wbinvd,
     Invd,
-    Vmcall,
-    Vmmcall,
-    Pause,
-    Clts,
     /// IN, OUT, INS and OUTS.
     Io,
 }
@@ -267,22 +260,15 @@ pub enum Simple {
 /// [`NotDecoded`] if it is not what `kind` says.
 pub fn simple_length(bytes: &[u8], kind: Simple, code: CodeSize) -> Result<u8, NotDecoded> {
     let mut reader = Reader::new(bytes);
-    let (prefixes, opcode) = reader.prefixes(code)?;
+    let (_, opcode) = reader.prefixes(code)?;
     let expected: &[u8] = match kind {
         Simple::Cpuid => &[0xa2],
         Simple::Rdmsr => &[0x32],
         Simple::Wrmsr => &[0x30],
-        Simple::Rdtsc => &[0x31],
-        Simple::Rdpmc => &[0x33],
         Simple::Wbinvd => &[0x09],
         Simple::Invd => &[0x08],
-        Simple::Clts => &[0x06],
-        Simple::Vmcall => &[0x01, 0xc1],
         Simple::Xsetbv => &[0x01, 0xd1],
-        Simple::Vmmcall => &[0x01, 0xd9],
-        Simple::Rdtscp => &[0x01, 0xf9],
         Simple::Hlt if opcode == 0xf4 => return Ok(reader.length()),
-        Simple::Pause if opcode == 0x90 && prefixes.has_lock_or_repeat => return Ok(reader.length()),
         Simple::Io => {
             match opcode {
                 0xe4..=0xe7 => reader.skip(1)?,
@@ -291,7 +277,7 @@ pub fn simple_length(bytes: &[u8], kind: Simple, code: CodeSize) -> Result<u8, N
             }
             return Ok(reader.length());
         }
-        Simple::Hlt | Simple::Pause => return Err(NotDecoded),
+        Simple::Hlt => return Err(NotDecoded),
     };
     if opcode != 0x0f {
         return Err(NotDecoded);

@@ -41,17 +41,11 @@ const MAX_PINS: u8 = 120;
 
 /// The registers of the physical I/O APICs.
 pub trait IoapicHw {
-    /// Reads a register.
-    fn read(&self, ioapic: usize, register: u8) -> u32;
     /// Writes a register.
     fn write(&self, ioapic: usize, register: u8, value: u32);
 }
 
 impl<M: Machine + ?Sized> IoapicHw for M {
-    fn read(&self, ioapic: usize, register: u8) -> u32 {
-        self.ioapic_read(ioapic, register)
-    }
-
     fn write(&self, ioapic: usize, register: u8, value: u32) {
         self.ioapic_write(ioapic, register, value);
     }

@@ -72,12 +72,6 @@ impl Hardware {
 }
 
 impl IoapicHw for Hardware {
-    fn read(&self, ioapic: usize, register: u8) -> u32 {
-        assert_eq!(ioapic, 0);
-        let (pin, is_high) = pin_register(register).expect("a pin's register");
-        if is_high { high_u32(self.entry(pin)) } else { low_u32(self.entry(pin)) }
-    }
-
     fn write(&self, ioapic: usize, register: u8, value: u32) {
         assert_eq!(ioapic, 0);
         self.writes.set(self.writes.get() + 1);

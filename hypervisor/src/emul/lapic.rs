@@ -338,12 +338,6 @@ impl Lapic {
         }
     }
 
-    /// The APIC id.
-    #[must_use]
-    pub const fn id(&self) -> u32 {
-        self.id
-    }
-
     /// Does what INIT does: everything but the id goes back to its power-up state. Signals that
     /// arrived later stay.
     pub fn reset(&mut self, shared: &LapicShared) {

@@ -118,7 +118,7 @@ fn init_clears_everything_but_the_id() {
     shared.post(0x50, Trigger::Edge);
     lapic.set_cr8(3).unwrap();
     lapic.reset(&shared);
-    assert_eq!(lapic.id(), 7);
+    assert_eq!(lapic.id, 7);
     assert!(!lapic.is_enabled());
     assert_eq!(lapic.cr8(), 0);
     assert!(!shared.post(0x60, Trigger::Edge));

@@ -20,7 +20,7 @@ use guest_abi::shared_info::{
 };
 use guest_abi::{PAGE_SIZE, Wire};
 
-use crate::addr::{Mfn, Nanos, Ticks};
+use crate::addr::{Mfn, Nanos};
 use crate::frame::FrameRef;
 use crate::mem::PhysMem;
 use crate::time::SystemClock;
@@ -41,11 +41,6 @@ impl Area {
         let is_whole = offset < PAGE_SIZE && len <= PAGE_SIZE && offset.is_multiple_of(8);
         let fits = offset.checked_add(len)? <= PAGE_SIZE;
         (is_whole && (fits || second.is_some())).then_some(Self { first, offset, second: second.filter(|_| !fits) })
-    }
-
-    /// The frames that the place touches.
-    pub fn frames(&self) -> impl Iterator<Item = Mfn> {
-        core::iter::once(self.first).chain(self.second)
     }
 
     fn first_word(&self, mem: &PhysMem) -> u32 {
@@ -229,40 +224,12 @@ impl RunstateArea {
     }
 }
 
-/// One vCPU's one-shot timer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SingleshotTimer {
-    deadline: Option<Ticks>,
-}
-
-impl SingleshotTimer {
-    /// Arms the timer for a point of system time. One that has passed is due at once.
-    pub fn set(&mut self, at: Nanos, clock: &SystemClock) {
-        self.deadline = Some(clock.when(at));
-    }
-
-    /// Disarms it.
-    pub fn stop(&mut self) {
-        self.deadline = None;
-    }
-
-    /// When it fires, in host ticks.
-    #[must_use]
-    pub const fn deadline(&self) -> Option<Ticks> {
-        self.deadline
-    }
-
-    /// Fires it if its time has come: `true` once.
-    pub fn expire(&mut self, now: Ticks) -> bool {
-        self.deadline.take_if(|deadline| *deadline <= now).is_some()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::addr::Ticks;
     use crate::mem::test_memory;
     use crate::time::TscScale;
 
@@ -337,7 +304,6 @@ mod tests {
         assert_eq!(mem.load_u32(Mfn::new(3), 4080), 0);
         assert_eq!(mem.load_u32(Mfn::new(3), 4088), 7);
         assert_eq!(read::<[u64; 4]>(&mem, Mfn::new(1), 0), [0, 0, 0, 2]);
-        assert_eq!(area.frames().collect::<Vec<_>>(), [Mfn::new(3), Mfn::new(1)]);
     }
 
     #[test]
@@ -369,20 +335,5 @@ mod tests {
         assert_eq!(info, RunstateInfo { state: 2, state_entry_time: 160, time: [30, 20, 40, 10] });
         account.enter(Runstate::Running, ns(150));
         assert_eq!(account.at(ns(150)).time.iter().sum::<u64>(), 60, "a clock that went back adds nothing");
-    }
-
-    #[test]
-    fn a_deadline_in_the_past_is_due_at_once_and_fires_once() {
-        let clock = clock(1_000_000, 1000, 0).system;
-        let mut timer = SingleshotTimer::default();
-        assert!(!timer.expire(Ticks::new(u64::MAX)));
-        timer.set(Nanos::new(0), &clock);
-        assert!(timer.deadline() <= Some(Ticks::new(1000)));
-        assert!(timer.expire(Ticks::new(1000)) && !timer.expire(Ticks::new(1000)));
-        timer.set(Nanos::new(500), &clock);
-        assert!(!timer.expire(Ticks::new(1499)) && timer.expire(Ticks::new(1500)));
-        timer.set(Nanos::new(u64::MAX), &clock);
-        timer.stop();
-        assert_eq!(timer.deadline(), None);
     }
 }

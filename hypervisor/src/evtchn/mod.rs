@@ -194,12 +194,6 @@ impl EventChannels {
         })
     }
 
-    /// The domain whose channels these are.
-    #[must_use]
-    pub const fn domain(&self) -> DomId {
-        self.domain
-    }
-
     /// Allocates a port that `remote` may bind to.
     ///
     /// # Errors

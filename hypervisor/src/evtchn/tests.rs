@@ -61,7 +61,7 @@ impl World {
     }
 
     fn connect(&self, local: usize, remote: usize) -> (EvtchnPort, EvtchnPort) {
-        let far = self.ch(remote).alloc_unbound(self.ch(local).domain()).unwrap();
+        let far = self.ch(remote).alloc_unbound(self.ch(local).domain).unwrap();
         (self.bind(local, remote, far).unwrap(), far)
     }
 

@@ -154,11 +154,6 @@ impl FrameRecord {
         .map(drop)
     }
 
-    /// Takes one more reference; the caller holds one already.
-    pub(super) fn get_again(&self, mfn: Mfn) -> Result<(), FrameError> {
-        self.change(|seen| seen.one_more(mfn)).map(drop)
-    }
-
     /// Drops a reference. Returns the last state if that ended the frame's use.
     ///
     /// # Panics
@@ -247,7 +242,6 @@ mod tests {
         let record = FrameRecord::new();
         record.set_state(State(State::in_use(FrameType::Ram, A).0 + u64::from(COUNT_MAX)));
         assert_eq!(record.get(MFN, A, FrameType::Ram), Err(FrameError::TooManyReferences(MFN)));
-        assert_eq!(record.get_again(MFN), Err(FrameError::TooManyReferences(MFN)));
         assert_eq!(record.state().owner(), A);
     }
 

@@ -341,21 +341,6 @@ impl FrameRef {
         self.mfn
     }
 
-    /// The domain that is charged for the frame.
-    #[must_use]
-    pub fn owner(&self) -> DomId {
-        self.table.info(self.mfn).owner
-    }
-
-    /// Takes another reference, also when the owner has given the frame up.
-    ///
-    /// # Errors
-    /// [`FrameError::TooManyReferences`].
-    pub fn duplicate(&self) -> Result<Self, FrameError> {
-        self.table.record(self.mfn)?.get_again(self.mfn)?;
-        Ok(Self { table: self.table, mfn: self.mfn })
-    }
-
     /// Hands the reference to a p2m entry.
     pub(crate) fn into_entry(self) -> Mfn {
         let mfn = self.mfn;

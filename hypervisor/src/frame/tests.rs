@@ -110,7 +110,7 @@ impl Model {
                 assert_eq!(table.get(mfn, owner).is_ok(), owned && kind == FrameType::Ram);
                 if let Ok(reference) = table.get_kind(mfn, owner, kind) {
                     assert!(owned);
-                    self.refs.push(reference.duplicate().unwrap());
+                    self.refs.push(reference);
                 } else {
                     assert!(!owned);
                 }

@@ -58,7 +58,7 @@ enum Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Fault {
-    /// The address is not canonical, or an array element lies outside the address space.
+    /// The address is not canonical.
     NotCanonical,
     /// An entry of the guest's tables is not present.
     NotPresent,
@@ -255,24 +255,6 @@ impl GuestSpace {
         write_wire(value, |bytes| self.write_bytes(gva, bytes))
     }
 
-    /// Reads element `index` of an array of values.
-    ///
-    /// # Errors
-    /// [`Fault`]; [`Fault::NotCanonical`] if the element's address does not exist.
-    #[inline]
-    pub fn read_element<T: Wire>(&self, array: Gva, index: u64) -> Result<T, Fault> {
-        self.read(element::<T>(array, index)?)
-    }
-
-    /// Writes element `index` of an array of values.
-    ///
-    /// # Errors
-    /// As [`GuestSpace::read_element`].
-    #[inline]
-    pub fn write_element<T: Wire>(&self, array: Gva, index: u64, value: &T) -> Result<(), Fault> {
-        self.write(element::<T>(array, index)?, value)
-    }
-
     /// Reads the instruction at a linear address, as many bytes as can be had. The CPU has fetched
     /// it before, so no rights are checked. Returns the number of bytes read.
     pub fn read_instruction(&self, linear: Gva, bytes: &mut [u8; MAX_INSTRUCTION]) -> usize {
@@ -332,11 +314,6 @@ impl GuestSpace {
         page.call.set(self.call);
         Ok(mfn)
     }
-}
-
-fn element<T: Wire>(array: Gva, index: u64) -> Result<Gva, Fault> {
-    let bytes = index.checked_mul(T::SIZE as u64).ok_or(Fault::NotCanonical)?;
-    array.raw().checked_add(bytes).map(Gva::new).ok_or(Fault::NotCanonical)
 }
 
 /// Reads a value through a buffer no larger than it needs.

@@ -196,10 +196,6 @@ impl Machine for Hw {
         percpu::take_nmi()
     }
 
-    fn ioapic_read(&self, ioapic: usize, register: u8) -> u32 {
-        apic::ioapic_read(ioapic, register)
-    }
-
     fn ioapic_write(&self, ioapic: usize, register: u8, value: u32) {
         apic::ioapic_write(ioapic, register, value);
     }

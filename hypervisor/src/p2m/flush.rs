@@ -161,12 +161,6 @@ impl TlbState {
         generation
     }
 
-    /// Whether a vCPU of the domain is scheduled in on some pCPU.
-    #[must_use]
-    pub fn is_scheduled_in(&self) -> bool {
-        self.running.load(Ordering::SeqCst) != 0
-    }
-
     /// Honours every flush of the domain that this pCPU has scheduled in. The caller uses no lookup from
     /// before.
     fn serve(pcpu: usize) {

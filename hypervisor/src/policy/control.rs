@@ -132,12 +132,6 @@ impl ControlPolicy {
         }
     }
 
-    /// The bits of CR4 that the guest may set.
-    #[must_use]
-    pub const fn cr4_mask(&self) -> u64 {
-        self.cr4
-    }
-
     /// Checks a write to CR0 and returns what the register becomes.
     ///
     /// # Errors

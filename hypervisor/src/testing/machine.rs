@@ -166,10 +166,6 @@ impl Machine for FakeMachine {
         false
     }
 
-    fn ioapic_read(&self, _: usize, _: u8) -> u32 {
-        0
-    }
-
     fn ioapic_write(&self, _: usize, _: u8, _: u32) {}
 
     fn reset(&self) -> ! {
