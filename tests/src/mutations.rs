@@ -81,7 +81,6 @@ pub const GRANTS: &[Mutation] = mutations! {
         "page-of-another-reference-is-not-kept": "Some((held, page)) if *held == reference => Ok(page.mfn())," => "Some((_, page)) => Ok(page.mfn()),";
     }
     "grant/memory.rs" {
-        "granted-page-is-held": "view.ram(gfn).map(|mfn| view.frames().get(mfn, view.owner()))" => "view.ram(gfn).map(|mfn| Ok::<_, crate::frame::FrameError>(FrameRef::from_entry(view.frames(), mfn)))";
         "read-only-mapping-is-read-only": "Access::Read => P2mKind::GrantRo," => "Access::Read => P2mKind::GrantRw,";
     }
     "p2m/walk.rs" {
@@ -89,6 +88,7 @@ pub const GRANTS: &[Mutation] = mutations! {
     }
     "p2m/mod.rs" {
         "grant-is-mapped-at-a-hole": "if <F as PteFormat>::decode(word.load(Ordering::Relaxed), 0) != Entry::Hole {" => "if false {";
+        "granted-page-is-held": "self.ram(gfn).map(|mfn| self.frames.get(mfn, self.owner))" => "self.ram(gfn).map(|mfn| Ok(FrameRef::from_entry(self.frames, mfn)))";
         "unmap-removes-the-granted-frame-only": "if mapped == mfn && kind.holds_reference() => {" => "if kind.holds_reference() => {";
     }
     "guest_mem/mod.rs" {

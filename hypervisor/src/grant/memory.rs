@@ -29,10 +29,7 @@ pub trait Memory {
     /// [`Refusal::BadPage`] if there is anything else.
     #[inline]
     fn pin(&self, gfn: Gfn) -> Result<FrameRef, Refusal> {
-        let view = self.p2m_view();
-        // The frame table has the last word: the entry may have been removed since.
-        let found = view.ram(gfn).map(|mfn| view.frames().get(mfn, view.owner()));
-        found.and_then(Result::ok).ok_or(Refusal::BadPage)
+        self.p2m_view().pin(gfn).and_then(Result::ok).ok_or(Refusal::BadPage)
     }
 
     /// Maps another domain's frame at a hole; the reference goes into the p2m.

@@ -19,20 +19,17 @@
 //! needs a value twice reads it once and keeps it. A transfer that fails in the middle has moved
 //! the pages before the fault.
 //!
-//! [`GuestPhys`] does the same for addresses that are physical to begin with.
+//! What is named by guest frame is found by [`P2mView`] alone: [`P2mView::ram`] to use it at once, [`P2mView::pin`] to keep it.
 
 mod frames;
-mod phys;
 mod walk;
 
 use core::cell::Cell;
 
 use guest_abi::{Errno, Gfn, PAGE_SHIFT, PAGE_SIZE, Wire};
 
-pub use phys::{GuestPhys, PinError};
-
 use crate::addr::{Gva, Mfn};
-use crate::frame::FrameRef;
+use crate::frame::{FrameError, FrameRef};
 use crate::p2m::{P2mKind, P2mView};
 use crate::vcpu::regs::Paging;
 use frames::{Memory, check};
@@ -273,10 +270,10 @@ impl GuestSpace {
     /// registers once by virtual address.
     ///
     /// # Errors
-    /// As [`GuestPhys::pin`].
-    pub fn pin(&self, gva: Gva) -> Result<FrameRef, PinError> {
-        let mfn = self.translate(gva, Access::Write).map_err(PinError::Memory)?;
-        self.memory.view.frames().get(mfn, self.memory.view.owner()).map_err(PinError::Frame)
+    /// [`Fault`], and those of [`crate::frame::FrameTable::get`].
+    pub fn pin(&self, gva: Gva) -> Result<Result<FrameRef, FrameError>, Fault> {
+        let mfn = self.translate(gva, Access::Write)?;
+        Ok(self.memory.view.frames().get(mfn, self.memory.view.owner()))
     }
 
     /// Not inlined, so that copies whose length is known become single moves where they are asked for.

@@ -2,9 +2,11 @@
 //! Guest memory beside a naive walker that knows each paging mode on its own.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::vec::Vec;
 
-use guest_abi::{DomId, Gfn, Gpa};
+use guest_abi::num::to_usize;
+use guest_abi::{DomId, Gfn};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::*;
@@ -44,10 +46,6 @@ impl Guest {
         Self { frames, p2m }
     }
 
-    fn phys(&self) -> GuestPhys {
-        GuestPhys::new(self.p2m.view())
-    }
-
     fn space(&self, cr0: u64, cr3: u64, cr4: u64, efer: u64) -> GuestSpace {
         GuestSpace::new(self.p2m.view(), Paging { cr0, cr3, cr4, efer })
     }
@@ -57,11 +55,16 @@ impl Guest {
     }
 
     fn put(&self, gpa: u64, value: u64) {
-        self.phys().write(Gpa::new(gpa), &value).unwrap();
+        self.word(gpa).store(value, Relaxed);
     }
 
     fn get(&self, gpa: u64) -> u64 {
-        self.phys().read(Gpa::new(gpa)).unwrap()
+        self.word(gpa).load(Relaxed)
+    }
+
+    fn word(&self, gpa: u64) -> &'static AtomicU64 {
+        let leaf = self.p2m.lookup(Gfn::new(gpa >> 12)).unwrap();
+        self.frames.mem().word(leaf.mfn, to_usize(gpa / 8 % 512))
     }
 
     /// Maps linear page `n` of the first 2 MiB to guest frame `gfn`, long mode, root in frame 0.
@@ -304,7 +307,7 @@ proptest::proptest! {
                 assert_eq!(found.is_ok(), byte.is_some(), "{linear:#x} {registers:x?}: {found:?}");
                 if let Some(gpa) = wanted {
                     let place = space.translate(Gva::new(linear), Access::Read).ok();
-                    assert_eq!(place, guest.p2m.lookup(Gpa::new(gpa).gfn()).map(|leaf| leaf.mfn));
+                    assert_eq!(place, guest.p2m.lookup(Gfn::new(gpa >> 12)).map(|leaf| leaf.mfn));
                 }
             }
             if wanted.is_some() {
@@ -496,10 +499,7 @@ fn the_kind_of_a_mapping_decides_what_a_buffer_may_do() {
         guest.map_long(9, gfn, 3);
         assert_eq!(guest.long().read::<u8>(Gva::new(0x9000)).is_ok(), may_read, "{gfn}");
         assert_eq!(guest.long().write(Gva::new(0x9000), &0_u8).is_ok(), may_write, "{gfn}");
-        let gpa = Gpa::new(gfn << 12);
-        assert_eq!(guest.phys().read::<u8>(gpa).is_ok(), may_read, "{gfn}");
-        assert_eq!(guest.phys().write(gpa, &0_u8).is_ok(), may_write, "{gfn}");
-        assert!(guest.phys().pin(Gfn::new(gfn)).is_err());
+        assert!(guest.p2m.view().pin(Gfn::new(gfn)).is_none());
     }
     // A page that was only read is not written through what the walk remembered.
     guest.map_long(9, 21, 0x63);
@@ -551,10 +551,11 @@ fn a_pinned_frame_stays_when_the_guest_gives_it_up() {
     let mut guest = Guest::new();
     let gfn = Gfn::new(4);
     guest.put(0x4000, 77);
-    let (mfn, pin) = guest.phys().pin(gfn).unwrap();
+    let pin = guest.p2m.view().pin(gfn).unwrap().unwrap();
+    let mfn = pin.mfn();
     let token = guest.p2m.depopulate(gfn, Order::PAGE).unwrap();
     token.release(&guest.p2m.tlb().flush(&Nobody, FlushSite::Balloon));
-    assert!(guest.phys().pin(gfn).is_err());
+    assert!(guest.p2m.view().pin(gfn).is_none());
     assert_eq!(guest.frames.mem().word(mfn, 0).load(core::sync::atomic::Ordering::Relaxed), 77);
     assert!(!guest.frames.info(mfn).is_owned);
     drop(pin);

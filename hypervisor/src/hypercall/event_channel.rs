@@ -5,12 +5,11 @@
 
 use guest_abi::event_channel as abi;
 use guest_abi::num::{low_u8, to_usize};
-use guest_abi::{Errno, EvtchnPort, Gfn, VcpuId};
+use guest_abi::{Errno, EvtchnPort, VcpuId};
 
 use super::{Call, DONE, HypercallResult, Reply};
 use crate::domain::Privileges;
 use crate::evtchn::{self, GlobalVirqs, Pinned, PortState, Progress};
-use crate::guest_mem::GuestPhys;
 
 /// Errors: ENOSYS for unknown operations; those of [`evtchn::Error`]; EPERM for
 /// another domain's ports without the right to control it; EFAULT.
@@ -82,15 +81,15 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
             init.link_bits = low_u8(u64::from(abi::FIFO_LINK_BITS));
             // Written first: a guest that cannot be told has not changed anything.
             call.write(argument, &init)?;
-            let (mfn, frame) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(init.control_gfn))?;
+            let frame = call.pin(init.control_gfn)?;
             let offset = to_usize(u64::from(init.offset));
-            events.init_control(VcpuId::new(init.vcpu), Pinned(mfn, Some(frame)), offset, call.domain)?;
+            events.init_control(VcpuId::new(init.vcpu), Pinned(frame.mfn(), Some(frame)), offset, call.domain)?;
             DONE
         }
         abi::EVTCHNOP_EXPAND_ARRAY => {
             let expand: abi::ExpandArray = call.read(argument)?;
-            let (mfn, frame) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(expand.array_gfn))?;
-            events.expand_array(Pinned(mfn, Some(frame)), call.domain)?;
+            let frame = call.pin(expand.array_gfn)?;
+            events.expand_array(Pinned(frame.mfn(), Some(frame)), call.domain)?;
             DONE
         }
         abi::EVTCHNOP_SET_PRIORITY => {

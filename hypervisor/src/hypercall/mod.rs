@@ -26,10 +26,11 @@ mod version;
 
 use guest_abi::hypercall as number;
 use guest_abi::num::low_u32;
-use guest_abi::{Errno, Wire};
+use guest_abi::{Errno, Gfn, Wire};
 
 use crate::addr::Gva;
 use crate::domain::Domain;
+use crate::frame::FrameRef;
 use crate::guest_mem::GuestSpace;
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::exits::Outcome;
@@ -153,6 +154,11 @@ impl Call<'_> {
         }
         self.seen_generation = generation;
         self.state.renew_space(self.domain.tlb.own_generation())
+    }
+
+    /// Takes a reference to the caller's own RAM at a guest frame, which stays in use.
+    pub(crate) fn pin(&self, gfn: u64) -> Result<FrameRef, Errno> {
+        Ok(self.domain.p2m_view.pin(Gfn::new(gfn)).ok_or(Errno::EINVAL)??)
     }
 
     /// Copies a structure in.

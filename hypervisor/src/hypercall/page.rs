@@ -9,7 +9,6 @@ use guest_abi::{Errno, Gpa};
 
 use crate::addr::PAGE_SIZE;
 use crate::domain::Domain;
-use crate::guest_mem::GuestPhys;
 use crate::policy::cpuid::Vendor;
 
 const STUB: usize = 32;
@@ -35,6 +34,7 @@ pub fn fill(domain: &Domain, gpa: Gpa) -> Result<(), Errno> {
         stub[5..8].copy_from_slice(&instruction);
         stub[8] = 0xc3;
     }
-    let base = gpa.gfn().base().ok_or(Errno::EFAULT)?;
-    Ok(GuestPhys::new(domain.p2m_view).write_bytes(base, &page)?)
+    let mfn = domain.p2m_view.ram(gpa.gfn()).ok_or(Errno::EFAULT)?;
+    domain.p2m_view.frames().mem().write(mfn, 0, &page);
+    Ok(())
 }

@@ -632,10 +632,10 @@ fn storm(calls: &[Random]) {
     }
     for (call, guest) in calls.iter().zip(guests.iter().cycle()) {
         // The argument's page may be gone, or be something else by now.
-        let space = crate::guest_mem::GuestPhys::new(guest.domain.p2m_view);
-        let _ = space.write(guest_abi::Gpa::new(arg(0)), &call.memory);
+        let space = guest.memory();
+        let _ = space.write(Gva::new(arg(0)), &call.memory);
         for (n, gfn) in (0..).zip(&call.list) {
-            let _ = space.write(guest_abi::Gpa::new(arg(1) + n * 8), gfn);
+            let _ = space.write(Gva::new(arg(1) + n * 8), gfn);
         }
         guest.load_call(call.number, call.args);
         // Long ones are left in the middle.

@@ -8,13 +8,11 @@ use core::sync::atomic::Ordering;
 use guest_abi::num::{low_u32, to_usize};
 use guest_abi::shared_info::{RunstateInfo, VcpuTimeInfo};
 use guest_abi::vcpu as abi;
-use guest_abi::{Errno, Gfn, PAGE_SHIFT, VcpuId, Wire};
+use guest_abi::{Errno, PAGE_SHIFT, VcpuId, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply};
 use crate::addr::{Gva, Nanos};
 use crate::emul::pvclock::RunstateArea;
-use crate::frame::FrameRef;
-use crate::guest_mem::{GuestPhys, PinError};
 use crate::vcpu::{NEVER, RunState};
 
 /// Errors: ENOENT for an unknown vCPU, EINVAL for another than the caller where only itself is
@@ -59,30 +57,23 @@ pub(super) fn handle(call: &mut Call<'_>) -> HypercallResult {
 
 fn register_info(call: &mut Call<'_>, id: VcpuId) -> HypercallResult {
     let argument: abi::RegisterVcpuInfo = call.read(call.arg2())?;
-    let (mfn, reference) = GuestPhys::new(call.domain.p2m_view).pin(Gfn::new(argument.mfn))?;
+    let reference = call.pin(argument.mfn)?;
     let offset = to_usize(u64::from(argument.offset));
-    call.domain.events.register_vcpu_info(id, mfn, offset, call.domain)?;
+    call.domain.events.register_vcpu_info(id, reference.mfn(), offset, call.domain)?;
     // The page stays the vCPU's as long as anybody can find the domain. There is room for each vCPU's.
     call.domain.pin(reference)?;
     call.domain.write_time(call.hv, id);
     DONE
 }
 
-fn pin(call: &mut Call<'_>, address: Gva) -> Result<FrameRef, Errno> {
-    call.space().pin(address).map_err(|error| match error {
-        PinError::Memory(_) => Errno::EFAULT,
-        PinError::Frame(error) => error.into(),
-    })
-}
-
 /// The area is named by its virtual address once, and written for as long as the vCPU lives.
 fn register_runstate(call: &mut Call<'_>) -> HypercallResult {
     let argument: abi::RegisterArea = call.read(call.arg2())?;
     let address = Gva::new(argument.addr);
-    let first = pin(call, address)?;
+    let first = call.space().pin(address)??;
     let last = address.wrapping_add(RunstateInfo::SIZE as u64 - 1);
     let crosses = last.raw() >> PAGE_SHIFT != address.raw() >> PAGE_SHIFT;
-    let second = if crosses { Some(pin(call, last)?) } else { None };
+    let second = if crosses { Some(call.space().pin(last)??) } else { None };
     let area = RunstateArea::new(address.page_offset(), first, second).ok_or(Errno::EINVAL)?;
     let marks_updates = call.domain.marks_runstate_updates.load(Ordering::Relaxed);
     area.write(&call.hv.mem, &call.vcpu.runstate.lock(), marks_updates);

@@ -145,11 +145,23 @@ impl P2mView {
         in_format!(self.format, F => walk::lookup::<F>(self.frames.mem(), self.root, gfn))
     }
 
-    /// Finds the domain's own RAM at a guest frame.
+    /// Finds the domain's own RAM at a guest frame. It stays the domain's as long as the pCPU that asks runs it and
+    /// honours no flush.
     #[inline(never)]
     #[must_use]
     pub fn ram(&self, gfn: Gfn) -> Option<Mfn> {
         in_format!(self.format, F => walk::ram::<F>(self.frames.mem(), self.root, gfn))
+    }
+
+    /// Takes a counted reference to the domain's own RAM at a guest frame: to what stays in use, and to memory of a domain
+    /// that may run on another CPU meanwhile. `None` if there is anything else.
+    ///
+    /// # Errors
+    /// Those of [`FrameTable::get`], which has the last word: the entry may have been removed since.
+    #[inline]
+    #[must_use]
+    pub fn pin(&self, gfn: Gfn) -> Option<Result<FrameRef, FrameError>> {
+        self.ram(gfn).map(|mfn| self.frames.get(mfn, self.owner))
     }
 
     /// Finds the first mapping that covers a frame at or above `from`: its first guest frame, and

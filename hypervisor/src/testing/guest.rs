@@ -8,11 +8,11 @@ use std::string::ToString;
 use std::sync::{Arc, MutexGuard};
 use std::vec::Vec;
 
-use guest_abi::{DomId, Errno, Gfn, Gpa, PAGE_SIZE, VcpuId, Wire};
+use guest_abi::{DomId, Errno, Gfn, PAGE_SIZE, VcpuId, Wire};
 
 use super::Host;
 use super::machine::{Cpu, FakeCpu};
-use crate::addr::{Mfn, Order};
+use crate::addr::{Gva, Mfn, Order};
 use crate::backend::Injection;
 use crate::boot::host_map::{Entry, Kind};
 use crate::boot::span::Span;
@@ -21,11 +21,11 @@ use crate::domain::create::{Blueprint, create};
 use crate::domain::{Domain, Privileges};
 use crate::exit::Exit;
 use crate::frame::Fill;
-use crate::guest_mem::GuestPhys;
+use crate::guest_mem::GuestSpace;
 use crate::p2m::{Backing, Leaf, P2mKind};
 use crate::policy::control::{cr0, cr4, efer};
 use crate::vcpu::exits::{self, Outcome};
-use crate::vcpu::regs::{CpuState, GuestRegs, Segment};
+use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use crate::vcpu::run::run_vcpu;
 use crate::vcpu::{NEVER, RunState, Vcpu, VcpuState};
 
@@ -150,23 +150,28 @@ impl Guest {
 
     // --- Memory.
 
+    /// Guest-physical memory below 4 GiB: what a CPU sees without paging.
+    pub(crate) fn memory(&self) -> GuestSpace {
+        GuestSpace::new(self.domain.p2m_view, Paging { cr0: 0, cr3: 0, cr4: 0, efer: 0 })
+    }
+
     /// Writes guest-physical memory.
     pub(crate) fn put<T: Wire>(&self, gpa: u64, value: &T) {
-        GuestPhys::new(self.domain.p2m_view).write(Gpa::new(gpa), value).unwrap();
+        self.memory().write(Gva::new(gpa), value).unwrap();
     }
 
     /// Reads guest-physical memory.
     pub(crate) fn get<T: Wire>(&self, gpa: u64) -> T {
-        GuestPhys::new(self.domain.p2m_view).read(Gpa::new(gpa)).unwrap()
+        self.memory().read(Gva::new(gpa)).unwrap()
     }
 
     pub(crate) fn put_bytes(&self, gpa: u64, bytes: &[u8]) {
-        GuestPhys::new(self.domain.p2m_view).write_bytes(Gpa::new(gpa), bytes).unwrap();
+        self.memory().write_bytes(Gva::new(gpa), bytes).unwrap();
     }
 
     pub(crate) fn get_bytes(&self, gpa: u64, len: usize) -> Vec<u8> {
         let mut bytes = std::vec![0; len];
-        GuestPhys::new(self.domain.p2m_view).read_bytes(Gpa::new(gpa), &mut bytes).unwrap();
+        self.memory().read_bytes(Gva::new(gpa), &mut bytes).unwrap();
         bytes
     }
 

@@ -14,7 +14,6 @@ use super::check_version;
 use crate::addr::Gva;
 use crate::domain::Domain;
 use crate::frame::FrameRef;
-use crate::p2m::P2mKind;
 
 /// Pieces within one page, on either side, that one batch copies.
 const BATCH: usize = 64;
@@ -87,10 +86,9 @@ fn copy_piece(call: &mut Call<'_>, target: &Domain, range: &abi::DomainCopy, sou
 
 /// The target's own RAM behind an address. It is held, since the target may run on another CPU and give it up there.
 fn ram(target: &Domain, at: Gpa) -> Result<FrameRef, Errno> {
-    let view = target.p2m_view;
-    match view.lookup(at.gfn()) {
-        Some(leaf) if leaf.kind == P2mKind::Ram => Ok(view.frames().get(leaf.mfn, target.id)?),
-        Some(_) => Err(Errno::EPERM),
+    match target.p2m_view.pin(at.gfn()) {
+        Some(page) => Ok(page?),
+        None if target.p2m_view.lookup(at.gfn()).is_some() => Err(Errno::EPERM),
         None => Err(Errno::ENOENT),
     }
 }

@@ -124,7 +124,8 @@ fn what_makes_no_sense_or_is_not_the_callers_to_do_is_refused() {
     }
     // The hypervisor's page is not the domain's RAM.
     let mut p2m = guest.domain.p2m.lock();
-    p2m.map(guest_abi::Gfn::new(500), guest.domain.shared_info, crate::addr::Order::PAGE, P2mKind::Shared).unwrap();
+    p2m.map(guest_abi::Gfn::new(500), guest.domain.shared_info, crate::addr::Order::PAGE, crate::p2m::P2mKind::Shared)
+        .unwrap();
     drop(p2m);
     assert_eq!(copy(&dom0, request(500 << 12, 8)).0, failed(Errno::EPERM));
     guest.domain.life.begin_dying();
