@@ -108,14 +108,16 @@ fn list<T: Wire + Default, B: Buffers>(
     buffers: &mut B,
     work: impl Fn(&mut [T], &mut B),
 ) -> Result<Step, Errno> {
-    // Most lists have one element, which then needs no buffer but its own.
-    if request.count == 1 {
-        return single(request, buffers, |element, buffers| {
+    match request.count {
+        // blkback unmaps nothing by a hypercall for each request whose grants persist.
+        0 => Ok(Step::Done),
+        // Most lists have one element, which then needs no buffer but its own.
+        1 => single(request, buffers, |element, buffers| {
             work(core::slice::from_mut(element), buffers);
             Ok(())
-        });
+        }),
+        _ => batches(request, buffers, work),
     }
-    batches(request, buffers, work)
 }
 
 #[inline(never)]
