@@ -162,9 +162,11 @@ const fn u32_place(offset: usize) -> (usize, u32) {
     (offset / 8, if offset % 8 < 4 { 0 } else { 32 })
 }
 
-/// Moves bytes word by word; for host tests, and correct anywhere.
-pub struct PlainBulk;
+/// Moves bytes word by word.
+#[cfg(test)]
+struct PlainBulk;
 
+#[cfg(test)]
 impl PlainBulk {
     fn byte(frame: &FrameWords, at: usize) -> u8 {
         frame[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8]
@@ -178,6 +180,7 @@ impl PlainBulk {
     }
 }
 
+#[cfg(test)]
 impl Bulk for PlainBulk {
     fn read(&self, src: &FrameWords, offset: usize, dst: &mut [u8]) {
         for (i, byte) in dst.iter_mut().enumerate() {

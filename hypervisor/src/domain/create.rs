@@ -141,7 +141,7 @@ pub(crate) fn create(hv: &'static Hypervisor, plan: Blueprint) -> Result<Arc<Dom
 
 fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Result<Arc<Domain>, BuildError> {
     let tag = plan.id.raw() + 1;
-    let p2m = estate.p2m.insert(P2m::new(hv.frames, plan.id, hv.format, tag, hv.largest_leaf)?);
+    let p2m = estate.p2m.insert(P2m::new(hv.frames, plan.id, hv.format, hv.largest_leaf)?);
     let (p2m_view, tlb) = (p2m.view(), p2m.tlb().clone());
     let shared_info = hv.frames.alloc(Order::PAGE, plan.id, FrameType::Shared, Fill::Zeroed)?;
     estate.shared_info = Some(shared_info);

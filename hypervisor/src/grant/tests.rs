@@ -56,7 +56,7 @@ pub(super) struct TestMemory {
 
 impl TestMemory {
     fn new(domain: DomId, frames: &'static FrameTable) -> Self {
-        let mut p2m = P2m::new(frames, domain, Format::Ept, 1, Order::MIB_2).unwrap();
+        let mut p2m = P2m::new(frames, domain, Format::Ept, Order::MIB_2).unwrap();
         for gfn in 0..RAM {
             p2m.populate(Gfn::new(gfn), Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
         }

@@ -39,7 +39,7 @@ impl Guest {
         frames.add_free(Mfn::new(1)..Mfn::new(64)).unwrap();
         frames.open_account(A, Limits::NONE).unwrap();
         frames.open_account(B, Limits::NONE).unwrap();
-        let mut p2m = P2m::new(frames, A, Format::Npt, 1, Order::GIB_1).unwrap();
+        let mut p2m = P2m::new(frames, A, Format::Npt, Order::GIB_1).unwrap();
         for gfn in (0..RAM).rev().chain([HIGH]) {
             p2m.populate(Gfn::new(gfn), Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
         }

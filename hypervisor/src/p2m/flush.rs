@@ -66,7 +66,6 @@ impl FlushSite {
 /// vCPU loop, which is not.
 pub struct TlbState {
     root: Mfn,
-    tag: u16,
     /// Nobody else's.
     serial: u64,
     generation: AtomicU64,
@@ -84,14 +83,13 @@ pub struct TlbState {
 impl TlbState {
     /// The generation starts with a number of its own, so that a root frame that is used again never
     /// comes back with a generation that some pCPU remembers of it.
-    pub(super) fn new(root: Mfn, tag: u16) -> Self {
+    pub(super) fn new(root: Mfn) -> Self {
         /// A domain would have to live through this many removals to meet the next one's numbers.
         const REMOVALS: u64 = 1 << 40;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let serial = NEXT.fetch_add(REMOVALS, Ordering::Relaxed);
         Self {
             root,
-            tag,
             serial,
             generation: AtomicU64::new(serial),
             own_generation: AtomicU64::new(1),
@@ -106,12 +104,6 @@ impl TlbState {
     #[must_use]
     pub const fn root(&self) -> Mfn {
         self.root
-    }
-
-    /// The tag of the domain's translations in the CPU's TLB.
-    #[must_use]
-    pub const fn tag(&self) -> u16 {
-        self.tag
     }
 
     /// How many removals there have been.
@@ -341,12 +333,6 @@ impl UnmappedBatch {
         Self::default()
     }
 
-    /// Whether [`UnmappedBatch::push`] would refuse.
-    #[must_use]
-    pub const fn is_full(&self) -> bool {
-        self.len == Self::CAPACITY
-    }
-
     /// Whether there is nothing to flush.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -381,12 +367,6 @@ impl UnmappedBatch {
         let proof = tlb.flush(flusher, site);
         self.tokens[..self.len].iter_mut().filter_map(Option::take).for_each(|token| token.release(&proof));
         self.len = 0;
-    }
-
-    /// How many tokens there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.len
     }
 }
 

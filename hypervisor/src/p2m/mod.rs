@@ -196,21 +196,14 @@ pub struct P2m {
 impl P2m {
     /// Makes an empty p2m for a domain that has an account.
     ///
-    /// `tag` is what the CPU's TLB knows the domain by (VPID or ASID), `largest` the largest leaf
-    /// that the CPU supports: [`Order::MIB_2`] or [`Order::GIB_1`].
+    /// `largest` is the largest leaf that the CPU supports: [`Order::MIB_2`] or [`Order::GIB_1`].
     ///
     /// # Errors
     /// [`P2mError::Frame`] if memory is lacking.
-    pub fn new(
-        frames: &'static FrameTable,
-        owner: DomId,
-        format: Format,
-        tag: u16,
-        largest: Order,
-    ) -> Result<Self, P2mError> {
+    pub fn new(frames: &'static FrameTable, owner: DomId, format: Format, largest: Order) -> Result<Self, P2mError> {
         let root = frames.alloc(Order::PAGE, owner, FrameType::Table, Fill::Zeroed)?;
         let view = P2mView { frames, root, owner, format };
-        Ok(Self { view, largest, tlb: Arc::new(TlbState::new(root, tag)), is_closed: false })
+        Ok(Self { view, largest, tlb: Arc::new(TlbState::new(root)), is_closed: false })
     }
 
     /// A handle for lookups.
@@ -220,7 +213,7 @@ impl P2m {
         self.view
     }
 
-    /// What the CPUs' TLBs may know of this p2m: root, tag and generation.
+    /// What the CPUs' TLBs may know of this p2m: root and generation.
     #[must_use]
     pub const fn tlb(&self) -> &Arc<TlbState> {
         &self.tlb

@@ -46,7 +46,7 @@ fn frames() -> &'static FrameTable {
 }
 
 fn p2m(frames: &'static FrameTable, format: Format) -> P2m {
-    P2m::new(frames, A, format, 1, Order::GIB_1).unwrap()
+    P2m::new(frames, A, format, Order::GIB_1).unwrap()
 }
 
 /// A machine that caches translations as a CPU may: filled by accesses, emptied by flushes only.
@@ -283,7 +283,7 @@ fn a_gibibyte_of_devices_is_one_entry_until_it_is_split() {
 #[test]
 fn a_cpu_without_large_leaves_gets_smaller_ones() {
     let frames = frames();
-    let mut p2m = P2m::new(frames, A, Format::Npt, 1, Order::MIB_2).unwrap();
+    let mut p2m = P2m::new(frames, A, Format::Npt, Order::MIB_2).unwrap();
     p2m.map(Gfn::new(1 << 18), Mfn::new(1 << 18), Order::GIB_1, P2mKind::Mmio).unwrap();
     let leaf = p2m.lookup(Gfn::new((1 << 18) + 700)).unwrap();
     assert_eq!((leaf.mfn, leaf.order), (Mfn::new((1 << 18) + 700), Order::MIB_2));
