@@ -144,7 +144,7 @@ enum Command {
         guest: String,
         /// Its name in the guest: xvda to xvdz
         disk: String,
-        /// Do not ask the guest: its requests fail
+        /// Take it away also if the guest does not let go of it within five seconds
         #[arg(long)]
         force: bool,
         /// For programs
@@ -182,7 +182,7 @@ enum Command {
         guest: String,
         /// The card's number in the guest, from 0
         card: u32,
-        /// Do not ask the guest
+        /// Take it away also if the guest does not let go of it within five seconds
         #[arg(long)]
         force: bool,
         /// For programs
