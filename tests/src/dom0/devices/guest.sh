@@ -36,6 +36,13 @@ no_first_disk() { vanishes /dev/xvda; }
 reads() { (while dd if=/dev/xvdb of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; : >/tmp/error) & sleep 1; }
 reading_fails() { appears /tmp/error; }
 
+# Both devices at work, and whether there are requests that nobody has answered.
+works() {
+    for i in 1 2 3 4; do (while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done; : >/tmp/error) >/dev/null 2>&1 & done
+    (while :; do nc $DOM0 5009 </dev/zero; sleep 0.1; done) >/dev/null 2>&1 &
+}
+under_way() { read -r reads writes </sys/block/xvda/inflight; [ "$reads" -gt 0 ] || { echo "$reads reads"; return 1; }; }
+
 address() { # INTERFACE ITS-OWN DOM0'S
     ip link set "$1" up && ip address add "$2/24" dev "$1" || return
     for i in $(seq 100); do ping -c 1 -W 1 "$3" >/dev/null && return; done
@@ -62,7 +69,8 @@ panics() {
 }
 
 # In a driver domain, and in its client.
-serves_network() { ip address add $DOM0/24 dev isthmus0; }
+serves_network() { appears /sys/class/net/isthmus0 && ip address add $DOM0/24 dev isthmus0; }
+swallows() { hold; (while :; do nc -l -p 5009 <&9; done) >/dev/null 2>&1 & }
 takes() { hold; (nc -l -p 5000 <&9 >/tmp/taken; : >/tmp/end) >/dev/null 2>&1 & }
 has_taken() { appears /tmp/end && echo "sum $(sha256sum </tmp/taken)"; }
 gives() { data | head -c 4194304 >/tmp/given; for i in $(seq 100); do nc $DOM0 5000 </tmp/given && return; sleep 0.2; done; return 1; }
