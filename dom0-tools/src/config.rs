@@ -154,7 +154,9 @@ impl GuestConfig {
         let mut config =
             parsed.map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause: Box::new(cause) })?;
         config.check(path)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
+        // Whole, since it is made again from another folder than the one in which it was described.
+        let whole = std::path::absolute(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        let folder = whole.parent().unwrap_or(Path::new("/"));
         config.kernel = folder.join(&config.kernel);
         config.initrd = config.initrd.map(|initrd| folder.join(initrd));
         config.disks.iter_mut().for_each(|disk| disk.source = folder.join(&disk.source));
@@ -235,6 +237,15 @@ mod tests {
 
     fn parse(text: &str) -> Result<GuestConfig, String> {
         GuestConfig::parse(text, Path::new("/etc/guests/web1.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn files_of_a_description_in_the_own_folder_have_whole_paths() {
+        let here = std::env::current_dir().unwrap();
+        let config = GuestConfig::parse(SMALL, Path::new("web1.toml")).unwrap();
+        assert_eq!(config.kernel, here.join("vmlinuz"));
+        let config = GuestConfig::parse(SMALL, Path::new("guests/web1.toml")).unwrap();
+        assert_eq!(config.kernel, here.join("guests/vmlinuz"));
     }
 
     #[test]
