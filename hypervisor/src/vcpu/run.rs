@@ -324,13 +324,16 @@ impl VcpuState {
 
     /// Whether something could be delivered to the guest at once, were it to run. With interrupts
     /// off that is only what does not ask for them: a vCPU that polls so does not spin on an upcall
-    /// that it cannot take.
+    /// that it cannot take. What is queued already may still be there: QEMU without KVM now and then forgets a virtual
+    /// interrupt until the next entry, when another thread sets an interrupt of the machine's at the same moment.
     pub(crate) fn has_deliverable(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
         let takes_interrupts = self.hw.rflags() & RFLAGS_IF != 0;
         vcpu.has_attention()
             || vcpu.lapic.has_signals()
             || takes_interrupts
-                && (upcall(domain, vcpu).is_some() || self.lapic.highest_deliverable(&vcpu.lapic).is_some())
+                && (self.hw.has_queued_event()
+                    || upcall(domain, vcpu).is_some()
+                    || self.lapic.highest_deliverable(&vcpu.lapic).is_some())
     }
 
     /// Ends the instruction that exited: RIP moves behind it and the interrupt shadow ends.

@@ -270,6 +270,17 @@ fn an_event_just_before_hlt_is_not_slept_over() {
 }
 
 #[test]
+fn an_interrupt_that_is_still_queued_is_not_slept_over() {
+    let (_, guest) = guest();
+    guest.code(&[0xf4]);
+    // Injected, and not taken before the exit.
+    guest.cpu(0).queued = Some(Injection::Interrupt { vector: CALLBACK });
+    guest.vcpu(0).take_attention();
+    assert_eq!(guest.exit(Exit::Halt), Outcome::Resume);
+    assert_eq!(guest.vcpu(0).run_state(), RunState::Runnable);
+}
+
+#[test]
 fn an_event_between_the_check_and_the_sleep_wakes() {
     let (host, guest) = guest();
     // What another CPU does at the moment at which this one has decided to sleep.
