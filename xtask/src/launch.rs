@@ -5,6 +5,7 @@
 //! run is over. Boot media are made there anew each time: they are put together in a fraction of a second.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -51,10 +52,23 @@ impl Launch {
 pub(crate) struct RunDir(PathBuf);
 
 impl RunDir {
-    /// Makes the folder; `name` tells apart the runs of this process.
+    /// Makes a folder that nobody else has; `name` says what for.
     pub(crate) fn create(name: &str) -> Result<Self> {
-        let dir = workspace::target().join("run").join(format!("{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let all = workspace::target().join("run");
+        fs::create_dir_all(&all).with_context(|| format!("creating {}", all.display()))?;
+        let mut dir = all.join(format!("{}-{name}", std::process::id()));
+        for number in 2.. {
+            match fs::create_dir(&dir) {
+                // The same may be done twice at the same time.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    dir = all.join(format!("{}-{name}-{number}", std::process::id()));
+                }
+                made => {
+                    made.with_context(|| format!("creating {}", dir.display()))?;
+                    break;
+                }
+            }
+        }
         Ok(Self(dir))
     }
 
@@ -74,5 +88,19 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         // What cannot be removed is found there later; there is nobody to tell.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_of_one_name_have_folders_of_their_own() {
+        let (one, two) = (RunDir::create("of-one-name").unwrap(), RunDir::create("of-one-name").unwrap());
+        assert_ne!(one.path(), two.path());
+        let left = one.path().to_owned();
+        drop(one);
+        assert!(!left.exists() && two.path().exists());
     }
 }

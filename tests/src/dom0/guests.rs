@@ -14,7 +14,7 @@ macro_rules! with_variants {
     ($text:literal) => {
         concat!(
             "D=/var/lib/isthmus/demo\n\
-             variant() { sed \"/nic/,\\$d;s/\\\"demo\\\"/\\\"$1\\\"/;$2\" $D/demo.toml >$D/$1.toml; echo $D/$1.toml; }\n",
+             variant() { sed \"s/.*nic.*//;s/^network.*//;s/\\\"demo\\\"/\\\"$1\\\"/;$2\" $D/demo.toml >$D/$1.toml; echo $D/$1.toml; }\n",
             $text
         )
     };
