@@ -170,7 +170,8 @@ fn enter_until(
             Asked::Soon if exit == Exit::Hypercall => until = until.min(hv.sched.grace(begin)),
             Asked::Soon | Asked::Now => break Outcome::Leave,
         }
-        if begin >= until && matches!(exit, Exit::ExternalInterrupt { .. } | Exit::Deadline) {
+        // Whatever the exit was: the timer's interrupt may be lost, see `has_deliverable`.
+        if begin >= until {
             break Outcome::Leave;
         }
     };
@@ -325,7 +326,7 @@ impl VcpuState {
     /// Whether something could be delivered to the guest at once, were it to run. With interrupts
     /// off that is only what does not ask for them: a vCPU that polls so does not spin on an upcall
     /// that it cannot take. What is queued already may still be there: QEMU without KVM now and then forgets a virtual
-    /// interrupt until the next entry, when another thread sets an interrupt of the machine's at the same moment.
+    /// interrupt until the next entry, or one of the machine's for good, when both are set at the same moment.
     pub(crate) fn has_deliverable(&self, domain: &Domain, vcpu: &Vcpu) -> bool {
         let takes_interrupts = self.hw.rflags() & RFLAGS_IF != 0;
         vcpu.has_attention()

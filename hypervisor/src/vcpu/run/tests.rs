@@ -340,6 +340,20 @@ fn the_entry_deadline_is_the_earliest_of_timers_and_slice() {
     assert_eq!(guest.cpu(0).deadline, at(800));
 }
 
+#[test]
+fn a_slice_ends_in_its_time_also_if_the_timers_interrupt_is_lost() {
+    let (host, guest) = guest();
+    let (machine, end) = (host.machine, host.hv.clock.when(Nanos::new(900)));
+    guest.cpu(0).next_rip = Some(0x8002);
+    guest.cpu(0).then(move |_, _| {
+        machine.set_tsc(end);
+        Some(Exit::Cpuid)
+    });
+    guest.cpu(0).exits(Exit::Cpuid);
+    guest.run_until(0, end);
+    assert_eq!(guest.cpu(0).entries, 1);
+}
+
 /// Polls `ports` with a time-out in system time, in the loop.
 fn poll(guest: &Guest, ports: &[EvtchnPort], timeout: u64) {
     for (n, port) in (0..).zip(ports) {
