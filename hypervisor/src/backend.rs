@@ -89,6 +89,15 @@ pub trait VcpuHw: Send {
     /// Whether an external interrupt could be delivered at the next entry: RFLAGS.IF is set, no
     /// shadow, nothing else queued.
     fn can_inject_interrupt(&self) -> bool;
+    /// Whether an interrupt can be queued now that the CPU delivers as soon as the guest takes interrupts, without an
+    /// exit for that.
+    fn can_queue_interrupt(&self) -> bool {
+        self.can_inject_interrupt()
+    }
+    /// Whether an NMI or an exception can be injected: nothing else is delivered first at the next entry.
+    fn can_inject(&self) -> bool {
+        !self.has_queued_event()
+    }
     /// Whether an event is queued for the next entry, by [`VcpuHw::inject`] or because the CPU
     /// was delivering it when it exited.
     fn has_queued_event(&self) -> bool;
@@ -118,7 +127,8 @@ pub struct RunTimes {
 /// An event to deliver to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Injection {
-    /// A maskable interrupt. The caller has checked [`VcpuHw::can_inject_interrupt`].
+    /// A maskable interrupt. The caller has checked [`VcpuHw::can_inject_interrupt`] or
+    /// [`VcpuHw::can_queue_interrupt`].
     Interrupt {
         /// The vector.
         vector: u8,

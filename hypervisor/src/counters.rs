@@ -14,6 +14,8 @@ use crate::pcpu::MAX_PCPUS;
 
 /// Reasons that are told apart, in the order in which they are reported.
 pub const NR_REASONS: usize = 16;
+/// The place of hypercalls among them.
+pub const HYPERCALL: usize = 0;
 /// Hypercall numbers that are told apart; higher ones share the last counter.
 pub const NR_HYPERCALLS: usize = 64;
 
@@ -26,7 +28,7 @@ const _: () = assert!(REASON_NAMES.len() == NR_REASONS);
 #[must_use]
 pub const fn reason(exit: &Exit) -> usize {
     match exit {
-        Exit::Hypercall | Exit::NarrowHypercall | Exit::UserHypercall => 0,
+        Exit::Hypercall | Exit::NarrowHypercall | Exit::UserHypercall => HYPERCALL,
         Exit::Cpuid => 1,
         Exit::Rdmsr => 2,
         Exit::Wrmsr => 3,

@@ -298,6 +298,12 @@ impl RunQueue {
         self.seats.get(id).and_then(Option::as_ref).map_or(0, |seat| seat.last)
     }
 
+    /// Whether a vCPU waits for a pCPU, and may run on this one.
+    #[must_use]
+    pub fn waits_for(&self, id: SeatId, pcpu: usize, now: Ticks) -> bool {
+        matches!(self.seats.get(id), Some(Some(seat)) if seat.state == State::Ready) && self.may_run(id, pcpu, now)
+    }
+
     /// Who runs on a pCPU.
     #[must_use]
     pub fn running(&self, pcpu: usize) -> Option<Who> {

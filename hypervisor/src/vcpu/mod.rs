@@ -31,6 +31,7 @@ use crate::guest_mem::GuestSpace;
 use crate::hypervisor::Hypervisor;
 use crate::p2m::P2mView;
 use crate::policy::msr::MsrState;
+use crate::sched::handoff::Handoff;
 
 /// Whether a vCPU can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub struct VcpuState {
     pub runstate_area: Option<RunstateArea>,
     /// INIT has arrived and a start-up IPI has not.
     pub awaits_sipi: bool,
+    /// What it does after it has woken another domain's vCPU up.
+    pub handoff: Handoff,
     /// The guest's virtual addresses, with what was walked before.
     space: GuestSpace,
     /// An interrupt window has been asked for.
@@ -122,6 +125,7 @@ impl Vcpu {
                 is_polling: false,
                 runstate_area: None,
                 awaits_sipi: true,
+                handoff: Handoff::default(),
                 space: GuestSpace::new(memory, regs::Paging::default()),
                 window_requested: false,
                 p2m_generation: 0,

@@ -127,6 +127,9 @@ fn enter_until(
     here: usize,
     mut until: Ticks,
 ) -> Outcome {
+    if state.handoff.is_away() {
+        come_back(domain, vcpu, state);
+    }
     vcpu.request_attention();
     let (tlb, request) = (&*domain.tlb, hv.sched.request_of(here));
     let first = hv.machine.tsc();
@@ -137,6 +140,8 @@ fn enter_until(
     let mut begin = first;
     let mut times = RunTimes { entered: begin, exited: begin };
     let mut reason = counters::NR_REASONS - 1;
+    // When it first woke somebody up who waits for this pCPU, and how many hypercalls it had made by then.
+    let mut woke = None;
     let outcome = loop {
         // What falls due between the last exit and this entry ends the run that follows at once.
         let mut due = state.timer_due();
@@ -167,7 +172,16 @@ fn enter_until(
         }
         match request.take() {
             Asked::Nothing => {}
-            Asked::Soon if exit == Exit::Hypercall => until = until.min(hv.sched.grace(begin)),
+            asked @ (Asked::Waits | Asked::Soon) if exit == Exit::Hypercall => {
+                if domain.vcpus.len() == 1 && state.handoff.leaves() {
+                    break Outcome::Yield;
+                }
+                woke.get_or_insert((begin, hypercalls(vcpu)));
+                if asked == Asked::Soon {
+                    until = until.min(hv.sched.grace(begin));
+                }
+            }
+            Asked::Waits => {}
             Asked::Soon | Asked::Now => break Outcome::Leave,
         }
         // Whatever the exit was: the timer's interrupt may be lost, see `has_deliverable`.
@@ -175,11 +189,51 @@ fn enter_until(
             break Outcome::Leave;
         }
     };
+    if let Some(woke) = woke {
+        watch(hv, vcpu, state, woke, (reason, begin));
+    }
     let last = hv.machine.tsc();
     vcpu.counters.ticks[reason].add(last.raw().wrapping_sub(begin.raw()));
     vcpu.counters.end_run(first, last);
     counters::of_pcpu(here).works_from(last);
     outcome
+}
+
+/// A vCPU that had left with an event has its pCPU again. It mostly sent that event with interrupts off; an upcall that
+/// answers is queued all the same, if the CPU can deliver it later without an exit.
+#[inline(never)]
+fn come_back(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
+    let vector = upcall(domain, vcpu);
+    state.handoff.returns(vector.is_some());
+    if let Some(vector) = vector
+        && state.hw.can_queue_interrupt()
+    {
+        vcpu.upcall_due.store(false, Ordering::Relaxed);
+        state.hw.inject(Injection::Interrupt { vector });
+    }
+}
+
+/// Looks how a run went on whose vCPU woke somebody up, after so many hypercalls. Its last exit is given too.
+#[inline(never)]
+fn watch(
+    hv: &Hypervisor,
+    vcpu: &Vcpu,
+    state: &mut VcpuState,
+    (woke, calls): (Ticks, u64),
+    (reason, now): (usize, Ticks),
+) {
+    let sleeps = vcpu.run_state() == RunState::Blocked;
+    let to_sleep = u64::from(sleeps && reason == counters::HYPERCALL);
+    let goes_on = calls + to_sleep != hypercalls(vcpu) || !hv.sched.is_at_once(woke, now);
+    // One who was stopped by others has shown nothing.
+    if goes_on || sleeps {
+        state.handoff.watched(!goes_on);
+    }
+}
+
+/// How many hypercalls a vCPU has made.
+fn hypercalls(vcpu: &Vcpu) -> u64 {
+    vcpu.counters.exits[counters::HYPERCALL].get()
 }
 
 /// Ends a sleep: what the scheduler saw is made true.
@@ -253,11 +307,11 @@ fn attend(domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) -> bool {
             return false;
         }
         if signals.nmi {
-            if state.hw.has_queued_event() {
+            if state.hw.can_inject() {
+                state.hw.inject(Injection::Nmi);
+            } else {
                 // After what the CPU was delivering; the loop makes the next run a short one.
                 vcpu.lapic.post_nmi();
-            } else {
-                state.hw.inject(Injection::Nmi);
             }
             vcpu.request_attention();
             return true;

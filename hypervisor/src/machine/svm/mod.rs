@@ -423,7 +423,7 @@ impl VcpuHw for SvmVcpu {
         const DR6_BS: u64 = 1 << 14;
         self.set_rip(next_rip);
         self.clear_interrupt_shadow();
-        if self.vmcb.rflags & RFLAGS_TF != 0 && !self.has_queued_event() {
+        if self.vmcb.rflags & RFLAGS_TF != 0 && self.can_inject() {
             // The trap that the CPU would have raised behind the instruction.
             self.vmcb.dr6 |= DR6_BS;
             self.inject(Injection::Exception { vector: 1, error_code: None });
@@ -574,6 +574,15 @@ impl VcpuHw for SvmVcpu {
 
     fn can_inject_interrupt(&self) -> bool {
         self.takes_interrupts() && !self.has_queued_event()
+    }
+
+    fn can_queue_interrupt(&self) -> bool {
+        // As a virtual interrupt; one that serves as a window ends with the next exit for it.
+        !self.has_queued_event() && self.vmcb.intercept_1 & intercept1::VINTR == 0
+    }
+
+    fn can_inject(&self) -> bool {
+        self.vmcb.event_inj & EVENT_VALID == 0
     }
 
     fn has_queued_event(&self) -> bool {

@@ -814,6 +814,54 @@ fn an_interrupt_for_another_domain_is_not_kept_waiting() {
     assert_eq!(entries_when_it_wakes_another(Exit::ExternalInterrupt { vector: Some(0xf0) }), 1);
 }
 
+/// Runs the first vCPU of a domain, which wakes the other domain's with a hypercall, takes `busy_ns` for what comes
+/// then, and sleeps by HLT or by SCHEDOP_block. Returns how often it was entered. Everybody sleeps before and afterwards.
+fn entries_of_a_turn(host: Host, guest: &Guest, other: &Guest, busy_ns: u64, sleep: Exit) -> usize {
+    let (hv, machine) = (host.hv, host.machine);
+    while who(hv.sched.switch(0, hv.machine.tsc(), Some(&|| Stop::Asleep { until: NEVER }))).is_some() {}
+    guest.domain.seats.wake(VcpuId::new(0));
+    assert_eq!(who(hv.sched.switch(0, hv.machine.tsc(), None)), Some((1, 0)));
+    guest.load_call(guest_abi::hypercall::HYPERVISOR_XEN_VERSION, [0; 3]);
+    guest.cpu(0).next_rip = Some(0x8002);
+    guest.cpu(0).state.rflags |= RFLAGS_IF;
+    let domain = other.domain.clone();
+    guest.cpu(0).then(move |_, _| {
+        domain.seats.wake(VcpuId::new(0));
+        Some(Exit::Hypercall)
+    });
+    guest.cpu(0).then(move |_, regs| {
+        machine.advance(busy_ns);
+        (regs.rax, regs.rdi) = (u64::from(HYPERVISOR_SCHED_OP), u64::from(sched_abi::SCHEDOP_BLOCK));
+        Some(sleep)
+    });
+    let before = guest.cpu(0).entries;
+    guest.run(0);
+    let entries = guest.cpu(0).entries - before;
+    if entries == 1 {
+        guest.run(0);
+    }
+    entries
+}
+
+#[test]
+fn who_sleeps_at_once_after_events_leaves_with_the_next_ones() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    for sleep in [Exit::Halt, Exit::Hypercall] {
+        let turns: Vec<_> = (0..6).map(|_| entries_of_a_turn(host, &guest, &other, 1000, sleep)).collect();
+        assert_eq!(turns, [2, 2, 2, 2, 1, 2], "the sixth comes after a return to nothing");
+        assert_eq!(entries_of_a_turn(host, &guest, &other, 8000, sleep), 2);
+    }
+}
+
+#[test]
+fn who_has_more_to_do_after_an_event_stays() {
+    let (host, guest) = guest();
+    let other = Guest::new(host, 2, GUEST, 1);
+    let turns: Vec<_> = (0..8).map(|_| entries_of_a_turn(host, &guest, &other, 8000, Exit::Halt)).collect();
+    assert_eq!(turns, [2; 8]);
+}
+
 // --- The p2m, and what it costs.
 
 #[test]
