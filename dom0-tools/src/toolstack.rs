@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::builder::{self, Built, Progress};
 use crate::config::GuestConfig;
-use crate::devices::Devices;
+use crate::devices::{Devices, Waiting};
 use crate::nodes::{self, Tree};
 use crate::registry::{self, End, Old, Reason, Record, Registry, State};
 use crate::sys::privcmd::Privcmd;
@@ -176,13 +176,18 @@ impl Toolstack {
     /// A domain of that name exists, something is wrong with a file, or the hypervisor refused. Nothing is left.
     pub fn create(&self, config: &GuestConfig, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
         let _lock = self.registry.lock(&config.name)?;
-        if let Some(old) = self.registry.load(&config.name)? {
+        let old = self.registry.load(&config.name)?;
+        if let Some(old) = &old {
             let domains = self.privcmd.domains()?;
             if let Some(info) = old.find(&domains) {
                 bail!("a domain of this name exists, number {}: destroy it first, or give another name", info.domain);
             }
-            self.clear_unfinished(&old)?;
+            self.clear_unfinished(old)?;
         }
+        let number = old.and_then(|old| match old.state {
+            State::Ended { domain, .. } => Some(DomId::new(domain)),
+            _ => None,
+        });
         let uuid = config.uuid.map_or_else(new_uuid, Ok)?;
         let record = Record {
             config: config.clone(),
@@ -192,7 +197,7 @@ impl Toolstack {
             boots: 0,
             started: now(),
         };
-        let made = self.make(record, start, progress);
+        let made = self.make(record, number, start, progress);
         // The record of a guest before it that has ended stays if nothing was begun.
         if made.is_err() && self.registry.load(&config.name)?.is_some_and(|record| record.uuid == uuid) {
             self.registry.remove(&config.name)?;
@@ -221,7 +226,7 @@ impl Toolstack {
         if domains.iter().any(|info| info.domain == old.domain && info.handle == *old.handle.as_bytes()) {
             self.end_domain(&record, DomId::new(old.domain))?;
         }
-        let made = self.make(record.clone(), Start::Running, progress);
+        let made = self.make(record.clone(), Some(DomId::new(old.domain)), Start::Running, progress);
         if let Err(error) = &made {
             let end = End { reason: Reason::Failed, detail: Some(format!("{error:#}")) };
             self.registry.save(&Record { state: State::Ended { domain: old.domain, end }, ..record })?;
@@ -229,8 +234,9 @@ impl Toolstack {
         made
     }
 
-    /// Makes the domain of a record, under the lock of its name.
-    fn make(&self, mut record: Record, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
+    /// Makes the domain of a record, under the lock of its name. `old` is the number that the guest had before: it has it
+    /// again if others wait for what that domain served.
+    fn make(&self, mut record: Record, old: Option<DomId>, start: Start, progress: &mut dyn Progress) -> Result<DomId> {
         let config = record.config.clone();
         let prepared = builder::prepare(&config, progress)?;
         // A guest whose devices nobody can serve is not even begun.
@@ -242,9 +248,14 @@ impl Toolstack {
         self.registry.save(&record)?;
         // From here on it looks each second, and so finds what is left if this command is killed.
         self.nudge();
-        let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle)?;
+        let waiting = match old.filter(|_| config.xenstore) {
+            Some(old) => self.waiting_for(old, progress)?,
+            None => Vec::new(),
+        };
+        let number = old.filter(|_| !waiting.is_empty());
+        let (domain, guard) = builder::create(&self.privcmd, config.vcpus, record.handle, number)?;
         let built = prepared.build(&self.privcmd, domain, progress)?;
-        let published = self.publish(&mut record, &built, store.as_deref_mut(), start, progress);
+        let published = self.publish(&mut record, &built, store.as_deref_mut(), &waiting, start, progress);
         if let (Err(_), Some(store)) = (&published, &mut store) {
             // The first error is the one to tell.
             let _ = store.remove_guest(domain, &[nodes::home(domain), nodes::vm(record.uuid)]);
@@ -256,12 +267,23 @@ impl Toolstack {
         Ok(domain)
     }
 
+    /// The devices that wait for what the domain with this number served. None if the number is another's by now.
+    fn waiting_for(&self, old: DomId, progress: &mut dyn Progress) -> Result<Vec<Waiting>> {
+        let waiting = Devices::open()?.waiting_for(old)?;
+        if waiting.is_empty() || !self.privcmd.domains()?.iter().any(|info| info.domain == old.raw()) {
+            return Ok(waiting);
+        }
+        progress.step("its old number is taken: its clients' devices have to be detached and attached again");
+        Ok(Vec::new())
+    }
+
     /// Makes a domain's nodes and devices, and lets the registry and the hypervisor know that it is complete.
     fn publish(
         &self,
         record: &mut Record,
         built: &Built,
         store: Option<&mut (dyn Tree + 'static)>,
+        waiting: &[Waiting],
         start: Start,
         progress: &mut dyn Progress,
     ) -> Result<()> {
@@ -274,6 +296,10 @@ impl Toolstack {
         if !(record.config.disks.is_empty() && record.config.nics.is_empty()) {
             progress.step("making its devices");
             Devices::open()?.attach_all(domain, &record.config, record.uuid, |name| self.backend(name))?;
+        }
+        if !waiting.is_empty() {
+            progress.step("giving its clients' devices back to it");
+            Devices::open()?.serve_again(waiting)?;
         }
         let Built { console, store: ring, .. } = *built;
         record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };

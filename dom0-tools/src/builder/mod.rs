@@ -204,11 +204,16 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Makes an empty domain for a description.
+/// Makes an empty domain for a description, with a number of its own or with this one.
 ///
 /// # Errors
 /// The hypervisor's reason.
-pub fn create<'a>(privcmd: &'a Privcmd, vcpus: u32, handle: Uuid) -> Result<(DomId, Guard<'a>), BuildError> {
+pub fn create(
+    privcmd: &Privcmd,
+    vcpus: u32,
+    handle: Uuid,
+    number: Option<DomId>,
+) -> Result<(DomId, Guard<'_>), BuildError> {
     let wanted = CreateDomain {
         handle: *handle.as_bytes(),
         flags: XEN_DOMCTL_CDF_HVM | XEN_DOMCTL_CDF_HAP,
@@ -220,7 +225,7 @@ pub fn create<'a>(privcmd: &'a Privcmd, vcpus: u32, handle: Uuid) -> Result<(Dom
         emulation_flags: XEN_X86_EMU_LAPIC,
         ..CreateDomain::default()
     };
-    let domain = privcmd.create_domain(&wanted)?;
+    let domain = privcmd.create_domain(&wanted, number)?;
     Ok((domain, Guard { privcmd, domain: Some(domain) }))
 }
 

@@ -115,6 +115,13 @@ impl Halves {
         self.back.replacen("/backend/", "/error/backend/", 1)
     }
 
+    /// Where dom0 keeps a copy of the back's folder, which a driver domain takes with it when it ends.
+    #[must_use]
+    pub fn served(&self) -> String {
+        let key = format!("{}-{}-{}", self.class.name(), self.guest.raw(), self.number);
+        format!("{}/{key}", all_served(self.backend))
+    }
+
     /// A value of the back's folder as it is to be written.
     #[must_use]
     pub fn back_value(&self, name: &str) -> Option<&str> {
@@ -193,6 +200,28 @@ pub fn nic((guest, backend): (DomId, DomId), number: u32, mac: Mac, config: &Nic
     Halves { front_values, back_values, ..Halves::of(guest, Device::Nic(number), backend) }
 }
 
+/// Copies of the folders of all devices that driver domains serve, by domain.
+pub const SERVED: &str = "/local/domain/0/isthmus/served";
+
+/// The copies for one driver domain.
+#[must_use]
+pub fn all_served(backend: DomId) -> String {
+    format!("{SERVED}/{}", backend.raw())
+}
+
+/// The guest and the device of a copy.
+#[must_use]
+pub fn of_key(key: &str) -> Option<(DomId, Device)> {
+    let mut parts = key.split('-');
+    let (class, guest, number) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let device = match class {
+        "vbd" => Device::Disk(VirtualDisk::from_number(number)),
+        "vif" => Device::Nic(number),
+        _ => return None,
+    };
+    parts.next().is_none().then_some((DomId::new(guest), device))
+}
+
 /// The folder that holds all backends of a class in a domain, by guest and number.
 #[must_use]
 pub fn all_backs(backend: DomId, class: Class) -> String {
@@ -227,6 +256,18 @@ mod tests {
         assert_eq!((get(&back, "frontend"), get(&back, "frontend-id")), (front.0.as_str(), "7"));
         assert_eq!((get(&back, "physical-device"), get(&back, "mode"), get(&back, "online")), ("7:1f", "r", "1"));
         assert_eq!(halves.sysfs(), Path::new("/sys/bus/xen-backend/devices/vbd-7-51728"));
+    }
+
+    #[test]
+    fn a_copy_is_found_by_its_name() {
+        let device = Device::Disk(VirtualDisk::from_name("xvdb").unwrap());
+        let halves = Halves::of(DomId::new(7), device, DomId::new(3));
+        assert_eq!(halves.served(), "/local/domain/0/isthmus/served/3/vbd-7-51728");
+        assert_eq!(of_key("vbd-7-51728"), Some((DomId::new(7), device)));
+        assert_eq!(of_key("vif-7-0"), Some((DomId::new(7), Device::Nic(0))));
+        for key in ["", "vbd-7", "vbd-7-1-2", "vkb-7-0", "vif-x-0"] {
+            assert_eq!(of_key(key), None, "{key}");
+        }
     }
 
     #[test]

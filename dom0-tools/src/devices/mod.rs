@@ -223,6 +223,17 @@ pub enum Device {
     Nic(u32),
 }
 
+/// A device whose front waits for a domain that served it and is gone.
+#[derive(Debug)]
+pub struct Waiting {
+    guest: DomId,
+    backend: DomId,
+    front: String,
+    back: String,
+    /// What the back's folder held.
+    values: Vec<(String, String)>,
+}
+
 /// The connection to the store, with what can be done to devices.
 #[derive(Debug)]
 pub struct Devices {
@@ -334,6 +345,7 @@ impl Devices {
         ensure!(!exists, "the guest has a device of this name already");
         let nodes = halves.nodes();
         let error = halves.error();
+        let copy = (halves.backend != DomId::DOM0).then(|| serde_json::to_string(&nodes[1].2)).transpose()?;
         let user = self.store.transaction(|view| {
             let user = other_user(view, halves)?;
             if user.is_some() {
@@ -347,12 +359,61 @@ impl Devices {
                 // What is in the folder has its permissions.
                 values.iter().try_for_each(|(name, value)| view.write(&format!("{folder}/{name}"), value))?;
             }
+            if let Some(copy) = &copy {
+                view.write(&halves.served(), copy)?;
+            }
             Ok(None)
         })?;
         match user {
             Some(user) => bail!("its source is {user} already: give it a copy, or both of them readonly = true"),
             None => Ok(()),
         }
+    }
+
+    /// The devices that wait for the domain that had this number.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub fn waiting_for(&mut self, backend: DomId) -> Result<Vec<Waiting>> {
+        let mut waiting = Vec::new();
+        let folder = halves::all_served(backend);
+        for key in children(&mut self.store.all(), &folder)? {
+            let Some((guest, device)) = halves::of_key(&key) else { continue };
+            let halves = Halves::of(guest, device, backend);
+            let named = self.store.all().read_text(&format!("{}/{}", halves.front, xenbus::BACKEND))?;
+            let values = self.store.all().read_text(&format!("{folder}/{key}"))?;
+            if let (Some(named), Some(values)) = (named, values)
+                && named == halves.back
+            {
+                let values = serde_json::from_str(&values).with_context(|| format!("the node {folder}/{key}"))?;
+                let Halves { front, back, .. } = halves;
+                waiting.push(Waiting { guest, backend, front, back, values });
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Makes the backs' folders again, in a new domain that has the old one's number. Its kernel finds fronts that are
+    /// connected, and goes on with their rings: the fronts need not know of it. What the store let the old domain read of
+    /// them it lets the new one read: rights end with their domain.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub fn serve_again(&mut self, waiting: &[Waiting]) -> Result<()> {
+        self.store.transaction(|view| {
+            for Waiting { guest, backend, front, back, values } in waiting {
+                let mut readable = vec![front.clone()];
+                while let Some(node) = readable.pop() {
+                    view.set_perms(&node, &[format!("n{}", guest.raw()), format!("r{}", backend.raw())])?;
+                    readable.extend(children(view, &node)?.into_iter().map(|name| format!("{node}/{name}")));
+                }
+                view.make(back)?;
+                view.set_perms(back, &[format!("n{}", backend.raw()), format!("r{}", guest.raw())])?;
+                values.iter().try_for_each(|(name, value)| view.write(&format!("{back}/{name}"), value))?;
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Takes a device from a guest: asks for it, and with `force` takes it away if the guest does not let go of it soon.
@@ -408,12 +469,22 @@ impl Devices {
             let folder = format!("{}/{}", halves::all_backs(backend, class), guest.raw());
             remove_if_there(&mut self.store.all(), &folder)?;
         }
+        for backend in children(&mut self.store.all(), halves::SERVED)? {
+            let folder = format!("{}/{backend}", halves::SERVED);
+            for key in children(&mut self.store.all(), &folder)? {
+                if halves::of_key(&key).is_none_or(|(owner, _)| owner == guest) {
+                    remove_if_there(&mut self.store.all(), &format!("{folder}/{key}"))?;
+                }
+            }
+        }
         Ok(())
     }
 
     fn remove(&mut self, halves: &Halves) -> Result<()> {
         self.store.transaction(|view| {
-            [&halves.front, &halves.back, &halves.error()].into_iter().try_for_each(|path| remove_if_there(view, path))
+            [&halves.front, &halves.back, &halves.error(), &halves.served()]
+                .into_iter()
+                .try_for_each(|path| remove_if_there(view, path))
         })?;
         if halves.backend != DomId::DOM0 {
             return Ok(());

@@ -350,7 +350,9 @@ chmod +x x/t x/etc/rc.d/50; (cd x && find . | cpio -o -H newc 2>/dev/null) >extr
 cat extra /var/lib/isthmus/demo/initrd >initrd
 for name in driver client; do printf '%s\n' "name = '$name'" "kernel = '/var/lib/isthmus/demo/vmlinuz'" \
     "initrd = 'initrd'" "cmdline = 'console=hvc0 $name'" "memory = 160" >$name.toml; done
-printf '%s\n' '[[disk]]' "source = '/tmp/client.img'" "backend = 'driver'" '[[nic]]' "backend = 'driver'" >>client.toml
+truncate -s 32M drive.img; printf '%s\n' '[[disk]]' "source = '/tmp/drive.img'" >>driver.toml
+printf '%s\n' '[[disk]]' "source = '/tmp/client.img'" "backend = 'driver'" '[[nic]]' "backend = 'driver'" \
+    '[[disk]]' "source = '/dev/xvda'" "backend = 'driver'" >>client.toml
 isthmus create client.toml 2>&1
 isthmus create driver.toml && isthmus console driver --until 'is up with' --timeout 200 >/dev/null
 isthmus create client.toml && isthmus console client --until 'is up with' --timeout 200 >/dev/null && echo both"#
@@ -375,6 +377,20 @@ isthmus create client.toml && isthmus console client --until 'is up with' --time
         ),
     ),
     within(200, prints("network-to-a-driver-domain", NETWORK_TO_A_DRIVER_DOMAIN, Output::Exactly("same\n"))),
+    within(
+        400,
+        prints(
+            "driver-domain-dies-at-work-and-its-client-goes-on",
+            with_guest!(
+                "export G=client; number() { isthmus info driver --json | grep '\"id\"'; }; old=$(number)
+                 G=driver g swallows && g works && g mixes && sleep 2; isthmus destroy driver && sleep 1 && g under_way && g still_mixes
+                 isthmus create driver.toml && isthmus console driver --until 'is up with' --timeout 200 >/dev/null
+                 [ \"$(number)\" = \"$old\" ] && echo same number
+                 G=driver g serves_network && g goes_on && g rests && g has_mixed 180 && g first_mix 180 && echo verified"
+            ),
+            Output::With(&["driver is domain", "same number\nverified\n"]),
+        ),
+    ),
     within(
         300,
         prints(
@@ -401,9 +417,9 @@ isthmus create client.toml && isthmus console client --until 'is up with' --time
         100,
         prints(
             "driver-domain-says-what-it-cannot-do",
-            "isthmus block-attach client /nothing xvdb --backend driver 2>&1; isthmus net-attach client 1 --bridge br9 \
-             --backend driver 2>&1; isthmus store ls --flat /local/domain | grep 51728 | grep -vc /error/; :",
-            Output::With(&["xvdb (/nothing): the backend says: ", "there is no bridge br9", "\n0\n"]),
+            "isthmus block-attach client /nothing xvdc --backend driver 2>&1; isthmus net-attach client 1 --bridge br9 \
+             --backend driver 2>&1; isthmus store ls --flat /local/domain | grep 51744 | grep -vc /error/; :",
+            Output::With(&["xvdc (/nothing): the backend says: ", "there is no bridge br9", "\n0\n"]),
         ),
     ),
     within(

@@ -81,10 +81,10 @@ impl Privcmd {
     /// Makes a domain without memory, paused, under any free number.
     ///
     /// # Errors
-    /// EINVAL for a field, ENOMEM, ENOSPC for too many domains.
-    pub fn create_domain(&self, wanted: &CreateDomain) -> Result<DomId, Error> {
-        let any = DomId::new(0);
-        self.domctl(XEN_DOMCTL_CREATEDOMAIN, any, wanted, "making a domain, number").map(|(domain, _)| domain)
+    /// EINVAL for a field, ENOMEM, ENOSPC for too many domains, EEXIST for a number that is taken.
+    pub fn create_domain(&self, wanted: &CreateDomain, number: Option<DomId>) -> Result<DomId, Error> {
+        let number = number.unwrap_or(DomId::new(0));
+        self.domctl(XEN_DOMCTL_CREATEDOMAIN, number, wanted, "making a domain, number").map(|(domain, _)| domain)
     }
 
     /// Ends a domain. What others still map of it stays until they let go.

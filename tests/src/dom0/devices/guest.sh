@@ -38,10 +38,22 @@ reading_fails() { appears /tmp/error; }
 
 # Both devices at work, and whether there are requests that nobody has answered.
 works() {
-    for i in 1 2 3 4; do (while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done; : >/tmp/error) >/dev/null 2>&1 & done
-    (while :; do nc $DOM0 5009 </dev/zero; sleep 0.1; done) >/dev/null 2>&1 &
+    for i in 1 2 3 4; do (while dd if=/dev/xvda of=/dev/null bs=64k iflag=direct; do :; done; : >/tmp/error) >/dev/null 2>&1 & echo $!; done >/tmp/pids
+    (while :; do nc $DOM0 5009 </dev/zero; sleep 0.1; done) >/dev/null 2>&1 & echo $! >>/tmp/pids
 }
+# A random mix that somebody's death falls into.
+mixes() { (isthmus selftest disk /dev/xvdb --operations 1500 --jobs 4 >/tmp/mixed 2>&1; echo "status $?" >/tmp/mixed-end) & }
+still_mixes() { ! [ -e /tmp/mixed-end ]; }
+has_mixed() { for i in $(seq 800); do [ -e /tmp/mixed-end ] && break; sleep 0.2; done; cat /tmp/mixed; grep -q 'status 0' /tmp/mixed-end; }
 under_way() { read -r reads writes </sys/block/xvda/inflight; [ "$reads" -gt 0 ] || { echo "$reads reads"; return 1; }; }
+goes_on() {
+    read -r before rest </sys/block/xvda/stat; now=$before
+    for i in $(seq 200); do read -r now rest </sys/block/xvda/stat; [ $((now - before)) -gt 100 ] && break; sleep 0.2; done
+    [ $((now - before)) -gt 100 ] || { echo "$before reads and $now"; dmesg | tail; return 1; }
+    ! [ -e /tmp/error ] || { echo "a read failed"; return 1; }
+    for i in $(seq 100); do ping -c 1 -W 1 $DOM0 >/dev/null && return; done; echo "no answer"; return 1
+}
+rests() { kill $(cat /tmp/pids); killall dd nc; sleep 1; rm -f /tmp/error; }
 
 address() { # INTERFACE ITS-OWN DOM0'S
     ip link set "$1" up && ip address add "$2/24" dev "$1" || return
