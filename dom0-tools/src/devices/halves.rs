@@ -112,7 +112,7 @@ impl Halves {
     /// The folder where Linux' backend writes why it failed.
     #[must_use]
     pub fn error(&self) -> String {
-        self.back.replacen("/backend/", "/error/backend/", 1)
+        errors_of(&self.back)
     }
 
     /// Where dom0 keeps a copy of the back's folder, which a driver domain takes with it when it ends.
@@ -226,6 +226,12 @@ pub fn of_key(key: &str) -> Option<(DomId, Device)> {
 #[must_use]
 pub fn all_backs(backend: DomId, class: Class) -> String {
     format!("/local/domain/{}/backend/{}", backend.raw(), class.name())
+}
+
+/// Where Linux' backends write why they failed, of a folder of theirs.
+#[must_use]
+pub fn errors_of(backs: &str) -> String {
+    backs.replacen("/backend/", "/error/backend/", 1)
 }
 
 #[cfg(test)]

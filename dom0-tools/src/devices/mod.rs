@@ -466,8 +466,10 @@ impl Devices {
     pub fn remove_all(&mut self, guest: DomId) -> Result<()> {
         let backends = domains(&mut self.store.all())?;
         for (backend, class) in backends.into_iter().flat_map(|backend| Class::ALL.map(|class| (backend, class))) {
-            let folder = format!("{}/{}", halves::all_backs(backend, class), guest.raw());
-            remove_if_there(&mut self.store.all(), &folder)?;
+            let backs = format!("{}/{}", halves::all_backs(backend, class), guest.raw());
+            remove_if_there(&mut self.store.all(), &backs)?;
+            // What the kernel wrote there it never removes.
+            remove_if_there(&mut self.store.all(), &halves::errors_of(&backs))?;
         }
         for backend in children(&mut self.store.all(), halves::SERVED)? {
             let folder = format!("{}/{backend}", halves::SERVED);
