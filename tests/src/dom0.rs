@@ -148,7 +148,7 @@ pub const SESSIONS: &[Session] = &[
     Session {
         guest: "6.1-cloud",
         packages: &["e2fsprogs"],
-        micro_guests: &["block_front", "net_front", "hostile_front"],
+        micro_guests: &["block_front", "net_front", "hostile_front", "hostile_net"],
         append: "isthmus.devices=off",
         ..Session::new("devices", SVM, devices::DISK_AND_NETWORK)
     },

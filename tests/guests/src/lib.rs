@@ -15,6 +15,7 @@
 
 pub mod apic;
 pub mod boot;
+pub mod card;
 pub mod control;
 pub mod counters;
 pub mod cpu;

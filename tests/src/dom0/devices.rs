@@ -191,6 +191,7 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
             "no domain is called nobody",
         ]),
     ),
+    HOSTILE_NETWORK,
     within(
         150,
         prints(
@@ -240,6 +241,39 @@ free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <fre
     NAT_IS_ONE_WAY,
     ends("no-warning-in-the-kernels-log", "! dmesg | grep -E 'BUG|WARNING: CPU|Oops|g\\.e\\. 0x'", 0),
 ];
+
+/// The hostile network driver does its worst in the bridge of the Linux guest, which sends back meanwhile, again and again,
+/// what it is sent. Afterwards nothing is left of it: in dom0, in the store, of memory.
+const HOSTILE_NETWORK: Command = within(
+    300,
+    prints(
+        "hostile-network-driver-harms-nobody",
+        with_guest!(
+            r#"ip address add 192.168.77.1/24 dev isthmus0 2>/dev/null; head -c 1048576 /dev/urandom >given; good=0 tries=0
+round() {
+    rm -f back; (nc -l -p 5003 <given; nc -l -p 5004 <&9 >back) >/dev/null & g sends_back; wait $!
+    cmp given back && good=$(($good + 1)); tries=$(($tries + 1))
+}
+all() { ls /sys/bus/xen-backend/devices /sys/class/net; isthmus store ls --flat / | sed 's/ = .*//' | grep -vE '/error(/backend(/vif)?)?$'; isthmus list | awk '{ print $1, $2 }'; }
+free() { isthmus info --json | grep free_kib | tr -dc 0-9; }
+round; all >before; free=$(free)
+printf '%s\n' 'name = "hostile_net"' 'kernel = "/var/lib/isthmus/micro/hostile_net"' 'memory = 16' 'on_poweroff = "preserve"' >hostile.toml
+for i in $(seq 16); do echo '[[nic]]'; done >>hostile.toml; rm -f ended
+isthmus create hostile.toml || exit; { isthmus wait hostile_net --timeout 120; echo over; } >ended &
+until [ -s ended ] || [ $tries = 100 ]; do round; done
+cat ended; isthmus console --serial hostile_net | grep -E 'FAIL|DONE'
+isthmus destroy hostile_net; dmesg | grep -c 'vif-[0-9]*-[0-9]* .* fatal error; disabling device'
+for i in $(seq 100); do all 2>/dev/null | cmp -s - before && echo nothing is left && break; sleep 0.2; done
+[ $(($free - $(free))) -lt 64 ] && echo memory is back; round; [ $good = $tries ] && [ $tries -gt 4 ] && echo all went well"#
+        ),
+        // What dom0's own tables for mapped pages took stays.
+        Output::With(&[
+            "hostile_net is domain",
+            "poweroff\nover\n",
+            " 0 failed\n13\nnothing is left\nmemory is back\nall went well\n",
+        ]),
+    ),
+);
 
 /// The demo guest, as it is, gets an address and reaches the host's network, which dom0 does by a card of its own.
 const NAT: Command = within(

@@ -64,6 +64,13 @@ network() { address eth0 192.168.77.2 $DOM0; }
 sends() { for i in $(seq 100); do nc $DOM0 5000 </disk/file && return; sleep 0.2; done; return 1; }
 receives() { hold; for i in $(seq 100); do nc $DOM0 5001 <&9 >/disk/received && return; sleep 0.2; done; return 1; }
 
+# What dom0 gives, sent back.
+sends_back() {
+    ping -c 1 -W 5 $DOM0 >/dev/null || network || return; hold
+    for i in $(seq 100); do nc $DOM0 5003 <&9 >/tmp/given && break; sleep 0.2; done
+    for i in $(seq 100); do nc $DOM0 5004 </tmp/given && return; sleep 0.2; done; return 1
+}
+
 big_packets() {
     appears /sys/class/net/eth1 && ip link set eth1 mtu 9000 && address eth1 192.168.78.2 $BIG || return
     cd /sys/class/net/eth1/statistics; before=$(cat rx_packets) bytes=$(cat rx_bytes)
