@@ -191,7 +191,11 @@ enum Command {
     },
     /// Serve devices of other guests: to be run in a guest that they name as backend
     Driver,
-    /// Show what domains and their devices have done: requests, bytes, exits by reason
+    /// Show what domains and their devices have done: requests, bytes, grants mapped and copied, exits by reason
+    ///
+    /// The hypervisor knows by whom a grant is used and not for which device. Network backends copy, and map for reading;
+    /// block backends with persistent grants map for writing. Devices that cannot be told apart by this have one number
+    /// together, which says so.
     Stats {
         /// Of this domain, by name or number [default: all]
         domain: Option<String>,

@@ -155,30 +155,44 @@ wire_struct! {
 }
 
 wire_struct! {
-    /// Argument of [`ISTHMUS_GRANT_STATS`]: what was done with the pages that a domain grants, since its start.
+    /// Argument of [`ISTHMUS_GRANT_STATS`]: what a domain has done with the pages that another one grants, since that
+    /// one's start.
     ///
     /// Errors: ESRCH no such domain, EPERM not the caller's to know, EFAULT.
-    pub struct GrantStats: 48 {
+    pub struct GrantStats: 72 {
         /// In: [`INTERFACE_VERSION`].
         0 => pub interface_version: u32,
-        /// In: the domain, or `DOMID_SELF`. Out: its number.
+        /// In: the domain that grants, or `DOMID_SELF`. Out: its number.
         4 => pub domid: u16,
-        /// Zero.
-        6 => pub pad: u16,
+        /// In: which of those that have used its pages, from 0.
+        6 => pub at: u16,
         /// Out: frames of its grant table.
         8 => pub table_frames: u32,
         /// Out: pages of others that it has mapped now.
         12 => pub mapped_by_it: u32,
-        /// Out: how often one of its pages was mapped.
-        16 => pub maps: u64,
+        /// Out: how many have used its pages. What follows is 0 if `at` is not below.
+        16 => pub nr_users: u16,
+        /// Out: who it was; `DOMID_INVALID`: all together that came when [`GRANT_USERS`] were told apart.
+        18 => pub user: u16,
+        /// Zero.
+        20 => pub pad: u32,
+        /// Out: how often one of its pages was mapped for reading only.
+        24 => pub read_maps: u64,
         /// Out: how often such a mapping ended; the rest exists now.
-        24 => pub unmaps: u64,
+        32 => pub read_unmaps: u64,
+        /// Out: how often one was mapped for writing, too.
+        40 => pub write_maps: u64,
+        /// Out: how often such a mapping ended.
+        48 => pub write_unmaps: u64,
         /// Out: pieces that were copied from or to its pages.
-        32 => pub copies: u64,
+        56 => pub copies: u64,
         /// Out: their bytes.
-        40 => pub copied_bytes: u64,
+        64 => pub copied_bytes: u64,
     }
 }
+
+/// Users of a domain's grants that are told apart, those that come last together.
+pub const GRANT_USERS: usize = 8;
 
 /// Bytes of a domain's log-only console that are kept.
 pub const CONSOLE_KEPT: usize = 8192;

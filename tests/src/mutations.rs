@@ -55,7 +55,8 @@ pub const GRANTS: &[Mutation] = mutations! {
         "users-are-asked-before-they-are-counted": "if !pair.granter().can_count(reference, access) {" => "if false {";
         "room-for-a-handle-is-made-first": "pair.mine.tracks.ensure_room()?;" => "let _ = pair.mine.tracks.ensure_room();";
         "failed-map-leaves-no-mark": "pair.granter().settle(reference);\n            Err(refusal)" => "Err(refusal)";
-        "mapping-is-counted": "pair.granter().count(reference, access);" => "";
+        "use-is-of-the-mapper": "uncount(mapping.reference, me.table.domain(), mapping.access)" => "uncount(mapping.reference, mapping.granter, mapping.access)";
+        "mapping-is-counted": "pair.granter().count(reference, me.table.domain(), access);" => "";
         "unknown-granter-is-said": "group.iter_mut().for_each(|op| op.refuse(Refusal::BadDomain));" => "";
         "unmap-has-no-bus-address": "if op.dev_bus_addr != 0 {" => "if false {";
         "unmap-names-the-mappings-place": "if page_of(op.host_addr)? != mapping.gfn {" => "if page_of(op.host_addr).is_err() {";
@@ -76,7 +77,7 @@ pub const GRANTS: &[Mutation] = mutations! {
         "unknown-granter-is-said-to-each": "group.iter_mut().for_each(|op| op.status = Refusal::BadDomain.status());" => "";
         "single-copy-leaves-no-mark": "table.settle(reference);\n        copied" => "copied";
         "failed-hold-leaves-no-mark": "self.settle(side, reference);\n                Err(refusal)" => "Err(refusal)";
-        "run-of-copies-leaves-no-mark": "copier.leave(Side::Dest);" => "";
+        "run-of-copies-leaves-no-mark": "self.leave(Side::Dest);\n        for" => "for";
         "mark-stays-for-the-other-side": "if !self.granters.iter().flatten().any(is_held) {" => "if true {";
         "page-of-another-reference-is-not-kept": "Some((held, page)) if *held == reference => Ok(page.mfn())," => "Some((_, page)) => Ok(page.mfn()),";
     }

@@ -3,13 +3,13 @@
 
 use anyhow::{Context, Result, bail};
 use guest_abi::hypercall as number;
-use guest_abi::isthmus::REASON_NAMES;
+use guest_abi::isthmus::{GrantStats, REASON_NAMES};
 use guest_abi::{DomId, VcpuId};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::guests::print_done;
-use crate::devices::stats::{self, DeviceStats};
+use crate::devices::stats::DeviceStats;
 use crate::devices::{Device, Devices, DiskConfig, NicConfig, VirtualDisk};
 use crate::sys::privcmd::{Privcmd, Snapshot};
 use crate::toolstack::{Guest, Toolstack};
@@ -103,6 +103,8 @@ struct DomainStats {
     grants_copied: u64,
     /// Their bytes.
     grant_bytes_copied: u64,
+    /// Pages of others that it has mapped now.
+    pages_of_others_mapped: u32,
     /// Hypercalls about event channels, sending above all.
     event_calls: u64,
     devices: Vec<DeviceStats>,
@@ -118,7 +120,9 @@ pub fn show_stats(name: Option<&str>, json: bool) -> Result<()> {
         Some(name) => vec![tools.find(name)?],
         None => tools.guests()?,
     };
-    let all: Vec<DomainStats> = guests.iter().map(|guest| of(&tools.privcmd, guest)).collect::<Result<_>>()?;
+    let mut devices = Devices::open()?;
+    let all: Vec<DomainStats> =
+        guests.iter().map(|guest| of(&tools.privcmd, &mut devices, guest)).collect::<Result<_>>()?;
     if json {
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
@@ -132,12 +136,13 @@ pub fn show_stats(name: Option<&str>, json: bool) -> Result<()> {
             "  its grants: mapped {} times, {} now; {} pieces copied ({} bytes)",
             domain.grants_mapped, domain.grants_mapped_now, domain.grants_copied, domain.grant_bytes_copied
         );
+        println!("  grants of others: {} mapped now", domain.pages_of_others_mapped);
         domain.devices.iter().for_each(|device| println!("  {device}"));
     }
     Ok(())
 }
 
-fn of(privcmd: &Privcmd, guest: &Guest) -> Result<DomainStats> {
+fn of(privcmd: &Privcmd, devices: &mut Devices, guest: &Guest) -> Result<DomainStats> {
     let first = privcmd.counters(guest.id, VcpuId::new(0))?;
     let rest = (1..u32::from(first.nr_vcpus)).map(|vcpu| privcmd.counters(guest.id, VcpuId::new(vcpu)));
     let vcpus: Vec<Snapshot> = std::iter::once(Ok(first)).chain(rest).collect::<Result<_, _>>()?;
@@ -147,16 +152,19 @@ fn of(privcmd: &Privcmd, guest: &Guest) -> Result<DomainStats> {
     let calls = |number: u32| total(|vcpu| &vcpu.hypercalls, VcpuId::new(number).index());
     let exits = REASON_NAMES.iter().enumerate().map(|(at, name)| (*name, total(|vcpu| &vcpu.exits, at)));
     let grants = privcmd.grant_stats(guest.id)?;
+    let sum = |of: fn(&GrantStats) -> u64| grants.iter().map(of).sum::<u64>();
+    let mapped = sum(|user| user.read_maps + user.write_maps);
     Ok(DomainStats {
-        grants_mapped: grants.maps,
-        grants_mapped_now: grants.maps.saturating_sub(grants.unmaps),
-        grants_copied: grants.copies,
-        grant_bytes_copied: grants.copied_bytes,
+        grants_mapped: mapped,
+        grants_mapped_now: mapped.saturating_sub(sum(|user| user.read_unmaps + user.write_unmaps)),
+        grants_copied: sum(|user| user.copies),
+        grant_bytes_copied: sum(|user| user.copied_bytes),
+        pages_of_others_mapped: grants.first().map_or(0, |first| first.mapped_by_it),
         name: guest.name.clone(),
         id: guest.id.raw(),
         exits: exits.filter(|(_, count)| *count != 0).collect(),
         grant_calls: calls(number::HYPERVISOR_GRANT_TABLE_OP),
         event_calls: calls(number::HYPERVISOR_EVENT_CHANNEL_OP),
-        devices: stats::of_guest(guest.id),
+        devices: devices.stats(guest.id, &grants).context("reading its devices")?,
     })
 }

@@ -17,6 +17,7 @@ pub mod halves;
 pub mod host;
 pub mod nat;
 pub mod nft;
+pub mod shares;
 pub mod stats;
 
 use std::fmt;

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What Linux' backends count of each device.
+//! What Linux' backends have done for each device, and what they have done with the guest's grants for it.
+//!
+//! Requests and bytes are the backends' own counts. Those of a driver domain stay in it; of its devices only the grants
+//! are told.
 //!
 //! Source: Linux `drivers/block/xen-blkback/xenbus.c` (the files in `statistics`), and the statistics that every
 //! network interface has.
@@ -7,8 +10,14 @@
 use std::fs;
 use std::path::Path;
 
+use anyhow::Result;
 use guest_abi::DomId;
+use guest_abi::isthmus::GrantStats;
 use serde::Serialize;
+
+use super::Devices;
+use super::halves::Class;
+use super::shares::{DeviceGrants, Served, grants, served};
 
 const BACKENDS: &str = "/sys/bus/xen-backend/devices";
 const INTERFACES: &str = "/sys/class/net";
@@ -17,26 +26,27 @@ const SECTOR: u64 = 512;
 
 /// What a device has done since it was connected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceStats {
+    /// What it is, and what its backend counts.
+    #[serde(flatten)]
+    pub work: Work,
+    /// The domain that serves it.
+    pub backend: u16,
+    /// What that domain has done with the guest's grants for it; `None` if too many domains have for that to be known.
+    pub grants: Option<DeviceGrants>,
+}
+
+/// A device's requests; `None` if dom0 does not serve it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum DeviceStats {
+pub enum Work {
     /// A disk.
     Disk {
         /// Its number in the guest.
         number: u32,
-        /// Requests to read.
-        reads: u64,
-        /// Requests to write.
-        writes: u64,
-        /// Requests to make writes durable.
-        flushes: u64,
-        /// Requests to discard.
-        discards: u64,
-        /// Bytes read.
-        bytes_read: u64,
-        /// Bytes written.
-        bytes_written: u64,
-        /// Requests that had to wait because there was no memory for them.
-        delayed: u64,
+        /// What its backend counts.
+        #[serde(flatten)]
+        done: Option<DiskWork>,
     },
     /// A network card.
     Nic {
@@ -44,42 +54,61 @@ pub enum DeviceStats {
         number: u32,
         /// The backend's interface.
         interface: String,
-        /// Packets that the guest sent.
-        packets_sent: u64,
-        /// Their bytes.
-        bytes_sent: u64,
-        /// Packets that the guest received.
-        packets_received: u64,
-        /// Their bytes.
-        bytes_received: u64,
-        /// Packets for the guest that were thrown away.
-        dropped: u64,
+        /// What its backend counts.
+        #[serde(flatten)]
+        done: Option<NicWork>,
     },
 }
 
-/// All devices of a guest, disks first.
-#[must_use]
-pub fn of_guest(guest: DomId) -> Vec<DeviceStats> {
-    of_guest_in(Path::new(BACKENDS), Path::new(INTERFACES), guest)
+/// What the block backend counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskWork {
+    /// Requests to read.
+    pub reads: u64,
+    /// Requests to write.
+    pub writes: u64,
+    /// Requests to make writes durable.
+    pub flushes: u64,
+    /// Requests to discard.
+    pub discards: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Requests that had to wait because there was no memory for them.
+    pub delayed: u64,
 }
 
-fn of_guest_in(backends: &Path, interfaces: &Path, guest: DomId) -> Vec<DeviceStats> {
-    let names = fs::read_dir(backends).into_iter().flatten().flatten();
-    let mut devices: Vec<(String, u32)> = names
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let mut parts = name.split('-');
-            let (class, domain, number) = (parts.next()?.to_owned(), parts.next()?, parts.next()?);
-            (domain.parse() == Ok(guest.raw())).then_some((class, number.parse().ok()?))
-        })
-        .collect();
-    devices.sort();
-    let of = |(class, number): (String, u32)| match class.as_str() {
-        "vbd" => Some(disk(&backends.join(format!("vbd-{}-{number}/statistics", guest.raw())), number)),
-        "vif" => Some(nic(interfaces, format!("vif{}.{number}", guest.raw()), number)),
-        _ => None,
-    };
-    devices.into_iter().filter_map(of).collect()
+/// What the network backend counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NicWork {
+    /// Packets that the guest sent.
+    pub packets_sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+    /// Packets that the guest received.
+    pub packets_received: u64,
+    /// Their bytes.
+    pub bytes_received: u64,
+    /// Packets for the guest that were thrown away.
+    pub dropped: u64,
+}
+
+impl Devices {
+    /// What all devices of a guest have done, disks first. `users` is what the hypervisor has counted of its grants.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub fn stats(&mut self, guest: DomId, users: &[GrantStats]) -> Result<Vec<DeviceStats>> {
+        let all = served(&mut self.store.all(), guest)?;
+        let (backends, interfaces) = (Path::new(BACKENDS), Path::new(INTERFACES));
+        let stats = |device: &Served| DeviceStats {
+            work: work(backends, interfaces, guest, device),
+            backend: device.backend.raw(),
+            grants: grants(device, &all, users),
+        };
+        Ok(all.iter().map(stats).collect())
+    }
 }
 
 /// A counter in a file; 0 before the backend counts it.
@@ -87,9 +116,23 @@ fn count(folder: &Path, name: &str) -> u64 {
     fs::read_to_string(folder.join(name)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-fn disk(folder: &Path, number: u32) -> DeviceStats {
-    DeviceStats::Disk {
-        number,
+fn work(backends: &Path, interfaces: &Path, guest: DomId, device: &Served) -> Work {
+    let (guest, number, is_here) = (guest.raw(), device.number, device.backend == DomId::DOM0);
+    match device.class {
+        Class::Vbd => {
+            let folder = backends.join(format!("vbd-{guest}-{number}/statistics"));
+            Work::Disk { number, done: is_here.then(|| disk(&folder)) }
+        }
+        Class::Vif => {
+            let interface = format!("vif{guest}.{number}");
+            let folder = interfaces.join(&interface).join("statistics");
+            Work::Nic { number, interface, done: is_here.then(|| nic(&folder)) }
+        }
+    }
+}
+
+fn disk(folder: &Path) -> DiskWork {
+    DiskWork {
         reads: count(folder, "rd_req"),
         writes: count(folder, "wr_req"),
         flushes: count(folder, "f_req"),
@@ -101,33 +144,55 @@ fn disk(folder: &Path, number: u32) -> DeviceStats {
 }
 
 /// What the backend receives is what the guest has sent.
-fn nic(interfaces: &Path, interface: String, number: u32) -> DeviceStats {
-    let folder = interfaces.join(&interface).join("statistics");
-    DeviceStats::Nic {
-        number,
-        packets_sent: count(&folder, "rx_packets"),
-        bytes_sent: count(&folder, "rx_bytes"),
-        packets_received: count(&folder, "tx_packets"),
-        bytes_received: count(&folder, "tx_bytes"),
-        dropped: count(&folder, "tx_dropped"),
-        interface,
+fn nic(folder: &Path) -> NicWork {
+    NicWork {
+        packets_sent: count(folder, "rx_packets"),
+        bytes_sent: count(folder, "rx_bytes"),
+        packets_received: count(folder, "tx_packets"),
+        bytes_received: count(folder, "tx_bytes"),
+        dropped: count(folder, "tx_dropped"),
     }
 }
 
 impl std::fmt::Display for DeviceStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Disk { number, reads, writes, flushes, discards, bytes_read, bytes_written, .. } => write!(
-                f,
-                "disk {number}: {reads} reads ({bytes_read} bytes), {writes} writes ({bytes_written} bytes), {flushes} \
-                 flushes, {discards} discards"
-            ),
-            Self::Nic { interface, packets_sent, bytes_sent, packets_received, bytes_received, dropped, .. } => write!(
-                f,
-                "network card {interface}: {packets_sent} packets sent ({bytes_sent} bytes), {packets_received} received \
-                 ({bytes_received} bytes), {dropped} dropped"
-            ),
+        let backend = self.backend;
+        match &self.work {
+            Work::Disk { number, done: Some(done) } => write!(f, "disk {number}: {done}"),
+            Work::Disk { number, .. } => write!(f, "disk {number}: domain {backend} counts its requests"),
+            Work::Nic { interface, done: Some(done), .. } => write!(f, "network card {interface}: {done}"),
+            Work::Nic { interface, .. } => write!(f, "network card {interface}: domain {backend} counts its packets"),
+        }?;
+        let Some(DeviceGrants { mapped, mapped_now, copied, bytes_copied, together_with }) = &self.grants else {
+            return f.write_str("; grants: counted with those of other domains");
+        };
+        write!(f, "; grants mapped {mapped} times, {mapped_now} now")?;
+        if matches!(self.work, Work::Nic { .. }) {
+            write!(f, ", {copied} pieces copied ({bytes_copied} bytes)")?;
         }
+        if together_with.is_empty() { Ok(()) } else { write!(f, " together with {}", together_with.join(", ")) }
+    }
+}
+
+impl std::fmt::Display for DiskWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { reads, writes, flushes, discards, bytes_read, bytes_written, .. } = self;
+        write!(
+            f,
+            "{reads} reads ({bytes_read} bytes), {writes} writes ({bytes_written} bytes), {flushes} flushes, {discards} \
+             discards"
+        )
+    }
+}
+
+impl std::fmt::Display for NicWork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { packets_sent, bytes_sent, packets_received, bytes_received, dropped } = self;
+        write!(
+            f,
+            "{packets_sent} packets sent ({bytes_sent} bytes), {packets_received} received ({bytes_received} bytes), \
+             {dropped} dropped"
+        )
     }
 }
 
@@ -136,27 +201,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_of_one_guest_are_found_and_counted_from_its_side() {
+    fn devices_are_counted_from_the_guests_side() {
         let root = std::env::temp_dir().join(format!("isthmus-stats-{}", std::process::id()));
         let (backends, interfaces) = (root.join("devices"), root.join("net"));
         let put = |path: &Path, name: &str, value: &str| {
             fs::create_dir_all(path).unwrap();
             fs::write(path.join(name), value).unwrap();
         };
-        let disk = backends.join("vbd-7-51712/statistics");
-        put(&disk, "rd_req", "3\n");
-        put(&disk, "rd_sect", "16\n");
+        put(&backends.join("vbd-7-51712/statistics"), "rd_req", "3\n");
+        put(&backends.join("vbd-7-51712/statistics"), "rd_sect", "16\n");
         put(&backends.join("vbd-77-51712/statistics"), "rd_req", "9\n");
-        fs::create_dir_all(backends.join("vif-7-0")).unwrap();
         put(&interfaces.join("vif7.0/statistics"), "rx_bytes", "1500\n");
-        let found = of_guest_in(&backends, &interfaces, DomId::new(7));
-        fs::remove_dir_all(root).unwrap();
-        let [
-            DeviceStats::Disk { reads: 3, bytes_read: 8192, number: 51712, .. },
-            DeviceStats::Nic { bytes_sent: 1500, .. },
-        ] = &found[..]
-        else {
-            panic!("{found:?}")
+        let of = |class, number, backend| {
+            let device = Served { class, number, backend, is_persistent: false };
+            work(&backends, &interfaces, DomId::new(7), &device)
         };
+        let (disk, nic) = (of(Class::Vbd, 51712, DomId::DOM0), of(Class::Vif, 0, DomId::DOM0));
+        let elsewhere = of(Class::Vif, 1, DomId::new(3));
+        fs::remove_dir_all(root).unwrap();
+        assert!(matches!(disk, Work::Disk { done: Some(DiskWork { reads: 3, bytes_read: 8192, .. }), .. }), "{disk:?}");
+        assert!(matches!(nic, Work::Nic { done: Some(NicWork { bytes_sent: 1500, .. }), .. }), "{nic:?}");
+        assert!(matches!(elsewhere, Work::Nic { done: None, .. }), "{elsewhere:?}");
     }
 }

@@ -54,8 +54,7 @@ fn copy_list<P: Parties>(me: Party<'_, P::Memory>, buffers: &mut impl Buffers, o
                 for op in &mut *group {
                     op.status = status(copier.copy_one(buffers, op));
                 }
-                copier.leave(Side::Source);
-                copier.leave(Side::Dest);
+                copier.end();
             })
         });
         if done.flatten().is_none() {
@@ -101,7 +100,7 @@ fn copy_single<P: Parties>(
                 Some(source) => me.table.mem().copy((page.mfn(), to), (source, from), len),
                 None => me.table.mem().copy((own_page(me, buffers, own)?, to), (page.mfn(), from), len),
             }
-            table.count_copy(len);
+            table.uses.of(me.table.domain()).copy(1, len as u64);
             Ok(())
         });
         table.settle(reference);
@@ -172,6 +171,8 @@ struct Copier<'a, M> {
     granters: [Option<Granter<'a, M>>; 2],
     /// The granters' tables, locked.
     tables: ArrayVec<Locked<'a>, 2>,
+    copies: u64,
+    copied_bytes: u64,
 }
 
 impl<'a, M: Memory> Copier<'a, M> {
@@ -185,7 +186,8 @@ impl<'a, M: Memory> Copier<'a, M> {
             tables.extend(source.or(dest).map(|one| one.table.lock()));
         }
         let granter = |party: Option<Party<'a, M>>, table| party.map(|party| Granter { party, table, held: None });
-        Self { me, granters: [granter(source, 0), granter(dest, tables.len().saturating_sub(1))], tables }
+        let granters = [granter(source, 0), granter(dest, tables.len().saturating_sub(1))];
+        Self { me, granters, tables, copies: 0, copied_bytes: 0 }
     }
 
     #[inline]
@@ -197,8 +199,18 @@ impl<'a, M: Memory> Copier<'a, M> {
         let read = self.page(buffers, Side::Source, &op.source)?;
         let write = self.page(buffers, Side::Dest, &op.dest)?;
         self.me.table.mem().copy((write, to), (read, from), len);
-        self.granters.iter().flatten().for_each(|granter| self.tables[granter.table].count_copy(len));
+        self.copies += 1;
+        self.copied_bytes += len as u64;
         Ok(())
+    }
+
+    /// Lets go of both pages, and counts.
+    fn end(&mut self) {
+        self.leave(Side::Source);
+        self.leave(Side::Dest);
+        for granter in self.granters.iter().flatten() {
+            self.tables[granter.table].uses.of(self.me.table.domain()).copy(self.copies, self.copied_bytes);
+        }
     }
 
     /// The page that one side names, taken hold of if it is a grant.

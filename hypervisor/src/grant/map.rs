@@ -89,7 +89,7 @@ fn map_one<M: Memory>(
     });
     match mapped {
         Ok(mfn) => {
-            pair.granter().count(reference, access);
+            pair.granter().count(reference, me.table.domain(), access);
             let (granter, incarnation) = (peer.table.domain(), peer.table.incarnation());
             Ok(pair.mine.tracks.insert(Mapping { granter, incarnation, reference, gfn, mfn, access }))
         }
@@ -182,7 +182,7 @@ fn settle_closed<P: Parties>(me: Party<'_, P::Memory>, closed: &Closed, parties:
                 if let Some(mapping) = pair.mine.tracks.release(*handle)
                     && mapping.incarnation == peer.table.incarnation()
                 {
-                    pair.granter().uncount(mapping.reference, mapping.access);
+                    pair.granter().uncount(mapping.reference, me.table.domain(), mapping.access);
                 }
             }
         });

@@ -31,6 +31,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod track;
+mod uses;
 
 use guest_abi::DomId;
 use guest_abi::grant_table as abi;

@@ -24,6 +24,7 @@ use guest_abi::num::{high_u32, low_u16};
 use guest_abi::{DomId, Errno, Gfn, GrantRef};
 
 use super::track::{Mapping, Tracks};
+use super::uses::Uses;
 use super::{Access, Refusal};
 use crate::addr::{Mfn, Order};
 use crate::frame::{Fill, FrameError, FrameTable, FrameType};
@@ -111,16 +112,7 @@ pub(super) struct Inner {
     users: Vec<Box<[Users; ENTRIES]>>,
     pub(super) tracks: Tracks,
     pub(super) is_dying: bool,
-    uses: Use,
-}
-
-/// What others have done with the pages that are granted here.
-#[derive(Default)]
-struct Use {
-    maps: u64,
-    unmaps: u64,
-    copies: u64,
-    copied_bytes: u64,
+    pub(super) uses: Uses,
 }
 
 pub(super) type Locked<'a> = LockGuard<'a, Inner>;
@@ -136,7 +128,7 @@ impl GrantTable {
             users: Vec::new(),
             tracks: Tracks::new(limits.mappings),
             is_dying: false,
-            uses: Use::default(),
+            uses: Uses::new(),
         };
         Self {
             domain,
@@ -170,15 +162,13 @@ impl GrantTable {
         self.inner.lock().tracks.nr_mapped()
     }
 
-    /// What was done with its pages.
+    /// What the user at a place has done with its pages.
     #[must_use]
-    pub fn stats(&self) -> GrantStats {
+    pub fn stats(&self, at: u16) -> GrantStats {
         let inner = self.inner.lock();
-        let Use { maps, unmaps, copies, copied_bytes } = inner.uses;
         let table_frames = u32::try_from(inner.frames.len()).unwrap_or(u32::MAX);
         let mapped_by_it = inner.tracks.nr_mapped();
-        let domid = self.domain.raw();
-        GrantStats { domid, table_frames, mapped_by_it, maps, unmaps, copies, copied_bytes, ..GrantStats::default() }
+        GrantStats { domid: self.domain.raw(), table_frames, mapped_by_it, ..inner.uses.stats(at) }
     }
 
     /// The first mapping at handle `from` or behind it, with its handle; for listing them all.
@@ -317,17 +307,11 @@ impl Inner {
     }
 
     /// Counts a mapping; the caller has asked [`Inner::can_count`].
-    pub(super) fn count(&mut self, reference: GrantRef, access: Access) {
+    pub(super) fn count(&mut self, reference: GrantRef, user: DomId, access: Access) {
         if let Some(users) = self.users(reference) {
             *users.of(access) += 1;
-            self.uses.maps += 1;
+            self.uses.of(user).map(access);
         }
-    }
-
-    /// Counts a piece that was copied from or to a page.
-    pub(super) fn count_copy(&mut self, len: usize) {
-        self.uses.copies += 1;
-        self.uses.copied_bytes += len as u64;
     }
 
     /// Whether the table is large enough for an entry.
@@ -341,11 +325,11 @@ impl Inner {
     }
 
     /// Ends a mapping that was counted.
-    pub(super) fn uncount(&mut self, reference: GrantRef, access: Access) {
+    pub(super) fn uncount(&mut self, reference: GrantRef, user: DomId, access: Access) {
         // The counts are gone once the granter's frames are released.
         if let Some(users) = self.users(reference) {
             *users.of(access) -= 1;
-            self.uses.unmaps += 1;
+            self.uses.of(user).unmap(access);
             self.settle(reference);
         }
     }

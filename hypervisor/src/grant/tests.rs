@@ -477,10 +477,38 @@ fn a_count_that_is_full_refuses_the_next_mapping() {
     let world = World::new(2);
     world.grant(1, 0, 0, 0, PERMIT);
     for _ in 0..u16::MAX {
-        world.doms[1].table.lock().count(GrantRef::new(0), Access::Read);
+        world.doms[1].table.lock().count(GrantRef::new(0), DomId::new(0), Access::Read);
     }
     assert_eq!(world.map(0, 1, 0, 8, RO).0, abi::GNTST_NO_DEVICE_SPACE);
     assert_eq!(world.map(0, 1, 0, 8, RW).0, OKAY);
+}
+
+#[test]
+fn uses_are_counted_by_who_and_how() {
+    let world = World::new(3);
+    world.grant(1, 0, 0, 0, PERMIT);
+    world.grant(1, 1, 2, 1, PERMIT);
+    let (_, read) = world.map(0, 1, 0, 8, RO);
+    assert_eq!((world.map(0, 1, 0, 9, RW).0, world.unmap(0, read, 8)), (OKAY, OKAY));
+    assert_eq!(world.map(0, 1, 1, 10, RW).0, abi::GNTST_BAD_GNTREF);
+    assert_eq!(world.copy(2, piece(gref(1, 1, 0), own(0, 0), 100, FROM)), OKAY);
+    let bad = piece(gref(1, 0, 0), own(0, 0), 100, FROM);
+    let mut list = [piece(gref(1, 1, 0), own(0, 0), 7, FROM), bad, piece(gref(1, 1, 7), own(0, 0), 8, FROM)];
+    world.copy_list(2, &mut list);
+    let table = &world.doms[1].table;
+    let of = |at| {
+        let stats = table.stats(at);
+        let maps = [stats.read_maps, stats.read_unmaps, stats.write_maps, stats.write_unmaps];
+        (stats.nr_users, stats.user, maps, stats.copies, stats.copied_bytes)
+    };
+    assert_eq!(of(0), (2, 0, [1, 1, 1, 0], 0, 0));
+    assert_eq!(of(1), (2, 2, [0; 4], 3, 115));
+    assert_eq!(of(2), (2, 0, [0; 4], 0, 0));
+    for other in 3..12 {
+        table.lock().uses.of(DomId::new(other)).unmap(Access::Write);
+    }
+    assert_eq!(of(6), (8, 7, [0, 0, 0, 1], 0, 0));
+    assert_eq!(of(7), (8, DomId::INVALID.raw(), [0, 0, 0, 4], 0, 0));
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn grant_stats(call: &mut Call<'_>) -> HypercallResult {
     let argument: abi::GrantStats = call.read(call.arg1())?;
     check_version(argument.interface_version)?;
     let domain = call.subject(argument.domid)?;
-    let stats = abi::GrantStats { interface_version: abi::INTERFACE_VERSION, ..domain.grants.stats() };
+    let stats = abi::GrantStats { interface_version: abi::INTERFACE_VERSION, ..domain.grants.stats(argument.at) };
     call.write(call.arg1(), &stats)?;
     DONE
 }

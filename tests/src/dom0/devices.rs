@@ -173,6 +173,27 @@ pub(super) const DISK_AND_NETWORK: &[Command] = &[
         "isthmus stats devices; isthmus stats devices --json | grep -E -c 'bytes_written|bytes_sent'",
         Output::With(&["disk 51712", "network card vif", "hypercall", "its grants: mapped ", "\n2\n"]),
     ),
+    // Pings of 1,400 bytes are the card's, of which dom0 maps and copies each; the disk keeps what it has mapped.
+    within(
+        100,
+        prints(
+            "stats-tell-grants-of-disk-and-card-apart",
+            with_guest!(
+                r#"numbers() { isthmus stats devices --json | tr -d ' ,"' | awk -F: '$1 == "kind" { of = $2 } $2 ~ /^[0-9]+$/ { print of "_" $1 "=" $2 }'; }
+ip address add 192.168.77.1/24 dev isthmus0 2>/dev/null; g pings || exit
+eval "$(numbers | sed 's/^/before_/')"; g pings || exit; eval "$(numbers)"; isthmus stats devices
+[ $disk_mapped = $before_disk_mapped ] && [ $disk_mapped_now -gt 0 ] && echo the disk has its own
+[ $nic_mapped -ge $(($before_nic_mapped + 5)) ] && [ $nic_mapped_now -lt 5 ] && echo the card maps
+[ $nic_bytes_copied -ge $(($before_nic_bytes_copied + 5 * 1400)) ] && echo and copies"#
+            ),
+            Output::With(&[
+                "discards; grants mapped ",
+                "dropped; grants mapped ",
+                " pieces copied (",
+                "the disk has its own\nthe card maps\nand copies\n",
+            ]),
+        ),
+    ),
     prints(
         "bad-devices-are-refused-by-name",
         "cd /tmp; isthmus block-attach devices nothing.img xvdc 2>&1; isthmus block-attach devices /dev xvdc 2>&1
@@ -243,7 +264,7 @@ free=$(isthmus info --json | grep free_kib | tr -dc 0-9); [ $(($(tr -dc 0-9 <fre
 ];
 
 /// The hostile network driver does its worst in the bridge of the Linux guest, which sends back meanwhile, again and again,
-/// what it is sent. Afterwards nothing is left of it: in dom0, in the store, of memory.
+/// what it is sent. Afterwards nothing is left of it: in dom0, in the store, of pages that dom0 has mapped, of memory.
 const HOSTILE_NETWORK: Command = within(
     300,
     prints(
@@ -254,7 +275,8 @@ round() {
     rm -f back; (nc -l -p 5003 <given; nc -l -p 5004 <&9 >back) >/dev/null & g sends_back; wait $!
     cmp given back && good=$(($good + 1)); tries=$(($tries + 1))
 }
-all() { ls /sys/bus/xen-backend/devices /sys/class/net; isthmus store ls --flat / | sed 's/ = .*//' | grep -vE '/error(/backend(/vif)?)?$'; isthmus list | awk '{ print $1, $2 }'; }
+all() { ls /sys/bus/xen-backend/devices /sys/class/net; isthmus store ls --flat / | sed 's/ = .*//' | grep -vE '/error(/backend(/vif)?)?$'; isthmus list | awk '{ print $1, $2 }'
+    isthmus stats 0 | grep 'of others'; }
 free() { isthmus info --json | grep free_kib | tr -dc 0-9; }
 round; all >before; free=$(free)
 printf '%s\n' 'name = "hostile_net"' 'kernel = "/var/lib/isthmus/micro/hostile_net"' 'memory = 16' 'on_poweroff = "preserve"' >hostile.toml
@@ -411,6 +433,12 @@ isthmus create client.toml && isthmus console client --until 'is up with' --time
         ),
     ),
     within(200, prints("network-to-a-driver-domain", NETWORK_TO_A_DRIVER_DOMAIN, Output::Exactly("same\n"))),
+    prints(
+        "stats-of-devices-in-a-driver-domain",
+        "isthmus stats client | grep -oE '(disk 51712|card vif.*).* (mapped .*)' | sed 's/ [1-9][0-9]*/ N/g'
+         isthmus stats client --json | grep -E '\"(kind|backend|mapped)\"' | tr -d ' '",
+        Output::With(&["counts its requests; grants mapped N times, N now\n", "counts its packets; grants mapped N times, "]),
+    ),
     within(
         400,
         prints(

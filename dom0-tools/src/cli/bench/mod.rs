@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use guest_abi::isthmus::REASON_NAMES;
+use guest_abi::isthmus::{GrantStats, REASON_NAMES};
 use guest_abi::{DomId, Gfn, VcpuId};
 use serde::Serialize;
 
@@ -180,7 +180,8 @@ impl Counted {
             counted.ticks += ticks.iter().sum::<u64>();
             counted.ticks_of.push(ticks);
             let grants = privcmd.grant_stats(*domain)?;
-            counted.grants.push(vec![grants.maps, grants.copies]);
+            let sum = |of: fn(&GrantStats) -> u64| grants.iter().map(of).sum();
+            counted.grants.push(vec![sum(|user| user.read_maps + user.write_maps), sum(|user| user.copies)]);
         }
         Ok(counted)
     }

@@ -109,17 +109,22 @@ impl Privcmd {
         (0..self.host_info()?.nr_pcpus).map(read).collect()
     }
 
-    /// What was done with the pages that a domain grants.
+    /// What each of those that used a domain's grants did with them; at least one, which may be nobody.
     ///
     /// # Errors
     /// As for [`Privcmd::host_info`], and ESRCH for a domain that does not exist.
-    pub fn grant_stats(&self, domain: DomId) -> Result<GrantStats, Error> {
+    pub fn grant_stats(&self, domain: DomId) -> Result<Vec<GrantStats>, Error> {
         let buffer = self.buffer(GrantStats::SIZE)?;
         let domid = domain.raw();
-        buffer.put(0, &GrantStats { interface_version: INTERFACE_VERSION, domid, ..GrantStats::default() });
-        // SAFETY: the structure lies in the buffer, which is long enough, and holds no address.
-        unsafe { self.hypercall(HYPERVISOR_ISTHMUS, [u64::from(ISTHMUS_GRANT_STATS), buffer.address(), 0, 0, 0]) }?;
-        Ok(buffer.get(0))
+        let read = |at| {
+            buffer.put(0, &GrantStats { interface_version: INTERFACE_VERSION, domid, at, ..GrantStats::default() });
+            // SAFETY: the structure lies in the buffer, which is long enough, and holds no address.
+            unsafe { self.hypercall(HYPERVISOR_ISTHMUS, [u64::from(ISTHMUS_GRANT_STATS), buffer.address(), 0, 0, 0]) }?;
+            Ok(buffer.get(0))
+        };
+        let first: GrantStats = read(0)?;
+        let rest = (1..first.nr_users).map(read);
+        std::iter::once(Ok(first)).chain(rest).collect()
     }
 
     /// What a vCPU has cost.

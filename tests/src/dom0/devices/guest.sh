@@ -64,9 +64,11 @@ network() { address eth0 192.168.77.2 $DOM0; }
 sends() { for i in $(seq 100); do nc $DOM0 5000 </disk/file && return; sleep 0.2; done; return 1; }
 receives() { hold; for i in $(seq 100); do nc $DOM0 5001 <&9 >/disk/received && return; sleep 0.2; done; return 1; }
 
+meets_dom0() { ping -c 1 -W 5 $DOM0 >/dev/null || network; }
+pings() { meets_dom0 && ping -c 5 -W 5 -s 1400 $DOM0 >/dev/null; }
 # What dom0 gives, sent back.
 sends_back() {
-    ping -c 1 -W 5 $DOM0 >/dev/null || network || return; hold
+    meets_dom0 || return; hold
     for i in $(seq 100); do nc $DOM0 5003 <&9 >/tmp/given && break; sleep 0.2; done
     for i in $(seq 100); do nc $DOM0 5004 </tmp/given && return; sleep 0.2; done; return 1
 }
