@@ -43,8 +43,7 @@ pub fn for_dom0(
         (KEPT.contains(&name) || name.starts_with(b"OEM")) && visible.contains(table.span)
     };
     let mut maker = Maker::new(room.start(), host.oem);
-    let links = host.fadt.as_ref().and_then(|fadt| fadt.links);
-    let missing = links.map_or_else(Vec::new, |links| links.missing_overrides(&host.madt.overrides));
+    let missing = host.links.map_or_else(Vec::new, |links| links.missing_overrides(&host.madt.overrides));
     let overrides: Vec<Override> = host.madt.overrides.iter().copied().chain(missing).collect();
     let madt = maker.madt(apic_ids, &host.madt.io_apics, &overrides);
     let kept = host.tables.iter().filter(|table| is_kept(table)).map(|table| table.span.start());
@@ -57,7 +56,7 @@ pub fn for_dom0(
 mod tests {
     use std::process::Command;
 
-    use guest_abi::num::to_usize;
+    use guest_abi::{Wire, num::to_usize};
 
     use super::*;
     use crate::boot::{
@@ -79,12 +78,13 @@ mod tests {
         let seen = read_back(&tables, &[]);
         assert_eq!(seen.complaints, []);
         assert_eq!(seen.tables.iter().map(|table| table.signature.0).collect::<Vec<_>>(), [*b"FACP", *b"APIC"]);
-        let expected = Madt { local_apic: 0xfee0_0000, apic_ids: vec![0, 2, 4], ..Madt::default() };
-        assert_eq!(seen.madt, expected);
-        let fadt = seen.fadt.unwrap();
-        // Only what it needs to switch itself off.
-        assert_eq!((fadt.pm_timer, fadt.pm1a_control, fadt.reset, fadt.s5), (None, None, None, Some((5, 0))));
-        assert_eq!(&tables.from_address(fadt.dsdt)[..4], b"DSDT");
+        assert_eq!(seen.madt, Madt { apic_ids: vec![0, 2, 4], ..Madt::default() });
+        // Only what it needs to switch itself off: no PM1a control, no PM timer, no reset register.
+        let fadt = tables.from_address(seen.tables[0].span.start());
+        assert_eq!((&fadt[64..68], &fadt[76..80], fadt[113] & 1 << 2), (&[0; 4][..], &[0; 4][..], 0));
+        let definitions = definitions(&tables, &seen);
+        assert_eq!(&definitions[..4], b"DSDT");
+        assert_eq!(&definitions[36..49], b"\x08\\_S5_\x12\x06\x02\x0a\x05\x0a\0");
     }
 
     #[test]
@@ -97,6 +97,12 @@ mod tests {
         assert_eq!(madt[..16], [9, 16, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(madt[16..], [9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(read_back(&wide, &[]).madt.apic_ids, [7, 255]);
+    }
+
+    /// The differentiated definition block and what follows it.
+    fn definitions<'a>(tables: &'a Tables, seen: &HostAcpi) -> &'a [u8] {
+        let fadt = tables.from_address(seen.tables[0].span.start());
+        tables.from_address(u64::from_bytes(&fadt[140..148]))
     }
 
     fn madt_body(tables: &Tables) -> Vec<u8> {
@@ -115,7 +121,6 @@ mod tests {
             oem: *b"VENDOR",
             tables: names.iter().zip(&pointers).map(table).collect(),
             madt: Madt {
-                local_apic: 0xfee0_0000,
                 apic_ids: vec![0, 1, 2, 3],
                 io_apics: vec![
                     IoApic { id: 8, address: 0xfec0_0000, gsi_base: 0 },
@@ -123,9 +128,7 @@ mod tests {
                 ],
                 overrides: vec![Override { irq: 0, gsi: 2, flags: 0 }, Override { irq: 9, gsi: 9, flags: 0xd }],
             },
-            fadt: None,
-            mcfg: vec![],
-            hpet: None,
+            links: None,
             iommus: vec![],
             complaints: vec![],
         };
@@ -166,7 +169,8 @@ mod tests {
         let seen = read_back(&tables, &[]);
         let dir = std::env::temp_dir().join(format!("isthmus-iasl-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let dsdt = Table { signature: Signature(*b"DSDT"), span: Span::sized(seen.fadt.unwrap().dsdt, 36) };
+        let dsdt = tables.at + (tables.bytes.len() - definitions(&tables, &seen).len()) as u64;
+        let dsdt = Table { signature: Signature(*b"DSDT"), span: Span::sized(dsdt, 36) };
         for table in seen.tables.iter().chain([&dsdt]) {
             let file = dir.join(format!("{}.dat", table.signature));
             let bytes = &tables.from_address(table.span.start())[..to_usize(table.span.len())];

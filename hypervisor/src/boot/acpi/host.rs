@@ -3,10 +3,7 @@
 
 use alloc::{vec, vec::Vec};
 
-use guest_abi::{
-    Wire,
-    num::{low_u16, to_usize},
-};
+use guest_abi::{Wire, num::to_usize};
 
 pub use pvh_loader::acpi::{IoApic, Override};
 
@@ -23,12 +20,8 @@ pub struct HostAcpi {
     pub tables: Vec<Table>,
     /// CPUs and interrupt controllers.
     pub madt: Madt,
-    /// Power management registers.
-    pub fadt: Option<Fadt>,
-    /// Memory-mapped PCI configuration space.
-    pub mcfg: Vec<Ecam>,
-    /// The registers of the high-precision timer.
-    pub hpet: Option<u64>,
+    /// What the PCI interrupt links may choose, if there are any.
+    pub links: Option<Links>,
     /// The registers of each IOMMU (DMAR or IVRS), to be withheld from dom0.
     pub iommus: Vec<Span>,
     /// Tables that are broken and were treated as absent.
@@ -40,16 +33,8 @@ impl HostAcpi {
     #[must_use]
     pub fn absent(boot_apic_id: u32) -> Self {
         let madt = Madt { apic_ids: vec![boot_apic_id], ..Madt::default() };
-        Self {
-            oem: *b"ABSENT",
-            tables: Vec::new(),
-            madt,
-            fadt: None,
-            mcfg: Vec::new(),
-            hpet: None,
-            iommus: Vec::new(),
-            complaints: Vec::new(),
-        }
+        let (tables, iommus, complaints) = (Vec::new(), Vec::new(), Vec::new());
+        Self { oem: *b"ABSENT", tables, madt, links: None, iommus, complaints }
     }
 }
 
@@ -65,59 +50,12 @@ pub struct Table {
 /// The multiple APIC description table (§5.2.12).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Madt {
-    /// Where the local APICs are.
-    pub local_apic: u64,
     /// APIC ids of the enabled CPUs, each once, in the table's order: the boot CPU usually is the first.
     pub apic_ids: Vec<u32>,
     /// The I/O APICs.
     pub io_apics: Vec<IoApic>,
     /// ISA interrupts that are not wired one to one.
     pub overrides: Vec<Override>,
-}
-
-/// What is used of the fixed ACPI description table (§5.2.9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fadt {
-    /// The interrupt (ISA number) of ACPI events.
-    pub sci: u16,
-    /// Port of the first PM1 control register.
-    pub pm1a_control: Option<u16>,
-    /// Port of the second PM1 control register.
-    pub pm1b_control: Option<u16>,
-    /// The PM timer: its port, and whether it counts in 32 bits rather than 24.
-    pub pm_timer: Option<(u16, bool)>,
-    /// How to reset the machine: the value to write to a register.
-    pub reset: Option<(Register, u8)>,
-    /// The differentiated definition block.
-    pub dsdt: u64,
-    /// The sleep types for PM1a and PM1b that switch the machine off, if the DSDT holds them as constants.
-    pub s5: Option<(u8, u8)>,
-    /// What the PCI interrupt links may choose, if there are any.
-    pub links: Option<Links>,
-}
-
-/// A register by address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
-    /// An I/O port.
-    Io(u16),
-    /// Memory, host physical.
-    Memory(u64),
-    /// PCI configuration space of bus 0: device, function, offset.
-    Pci(u8, u8, u16),
-}
-
-/// Memory-mapped PCI configuration space of some buses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ecam {
-    /// Where bus 0 of the segment would be.
-    pub base: u64,
-    /// The PCI segment.
-    pub segment: u16,
-    /// The first bus.
-    pub first_bus: u8,
-    /// The last bus.
-    pub last_bus: u8,
 }
 
 /// The root pointer's contents (§5.2.5).
@@ -202,18 +140,10 @@ impl HostAcpi {
             let bytes = find(signature)?.read(memory);
             bytes.map_err(|error| complaints.push(error)).ok()
         };
-        let fadt = optional(b"FACP").map(|bytes| Fadt::parse(&bytes, memory));
-        let mcfg = optional(b"MCFG").map(|bytes| ecams(&bytes)).unwrap_or_default();
-        let hpet = optional(b"HPET").map(|bytes| field(&bytes, 44)).filter(|base| *base != 0);
+        let links = optional(b"FACP").and_then(|bytes| find_links(memory, dsdt(&bytes)));
         let mut iommus = optional(b"DMAR").map(|bytes| vtd_units(&bytes)).unwrap_or_default();
         iommus.extend(optional(b"IVRS").map(|bytes| amd_units(&bytes)).unwrap_or_default());
-        Ok(Self { oem: root.oem, madt, fadt, mcfg, hpet, iommus, complaints, tables })
-    }
-
-    /// Whether the host has a table of this name.
-    #[must_use]
-    pub fn has(&self, signature: &[u8; 4]) -> bool {
-        self.tables.iter().any(|table| table.signature.0 == *signature)
+        Ok(Self { oem: root.oem, madt, links, iommus, complaints, tables })
     }
 }
 
@@ -291,12 +221,12 @@ fn structures(
 impl Madt {
     fn parse(table: &[u8]) -> Result<Self, AcpiError> {
         let signature = Signature(field(table, 0));
-        let mut madt = Self { local_apic: u64::from(field::<u32>(table, 36)), ..Self::default() };
+        let mut madt = Self::default();
         for structure in structures(table, 44, |rest| (field::<u8>(rest, 0).into(), field::<u8>(rest, 1).into())) {
             let Structure { kind, offset, bytes } = structure?;
             let least = match kind {
                 0 => 8,
-                1 | 5 => 12,
+                1 => 12,
                 2 => 10,
                 9 => 16,
                 _ => continue,
@@ -308,7 +238,6 @@ impl Madt {
                 0 => madt.add_cpu(u32::from(bytes[3]), field(bytes, 4)),
                 1 => madt.io_apics.push(IoApic { id: bytes[2], address: field(bytes, 4), gsi_base: field(bytes, 8) }),
                 2 => madt.overrides.push(Override { irq: bytes[3], gsi: field(bytes, 4), flags: field(bytes, 8) }),
-                5 => madt.local_apic = field(bytes, 4),
                 _ => madt.add_cpu(field(bytes, 4), field(bytes, 8)),
             }
             if madt.apic_ids.len() > MAX_CPUS || madt.io_apics.len() > MAX_IO_APICS {
@@ -326,77 +255,15 @@ impl Madt {
     }
 }
 
-/// Field offsets of the FADT, table 5.9.
-mod fadt {
-    pub(super) const DSDT: usize = 40;
-    pub(super) const SCI_INT: usize = 46;
-    pub(super) const PM1A_CNT: usize = 64;
-    pub(super) const PM1B_CNT: usize = 68;
-    pub(super) const PM_TMR: usize = 76;
-    pub(super) const FLAGS: usize = 112;
-    pub(super) const RESET_REG: usize = 116;
-    pub(super) const RESET_VALUE: usize = 128;
-    pub(super) const X_DSDT: usize = 140;
-    pub(super) const X_PM1A_CNT: usize = 172;
-    pub(super) const X_PM1B_CNT: usize = 184;
-    pub(super) const X_PM_TMR: usize = 208;
-    /// The PM timer counts in 32 bits.
-    pub(super) const TMR_VAL_EXT: u32 = 1 << 8;
-    /// The reset register is there.
-    pub(super) const RESET_REG_SUP: u32 = 1 << 10;
+/// Where a fixed ACPI description table (§5.2.9) has the differentiated definition block. The wide field holds if it is
+/// set, the narrow one is what old revisions have.
+fn dsdt(fadt: &[u8]) -> u64 {
+    let wide: u64 = field(fadt, 140);
+    if wide != 0 { wide } else { field::<u32>(fadt, 40).into() }
 }
 
-impl Fadt {
-    fn parse(table: &[u8], memory: &impl PhysRead) -> Self {
-        let flags: u32 = field(table, fadt::FLAGS);
-        // The wide field holds if it is set, the narrow one is what old revisions have.
-        let port = |narrow: usize, wide: usize| match generic_address(table, wide) {
-            Some(Register::Io(port)) => Some(port),
-            Some(_) => None,
-            None => u16::try_from(field::<u32>(table, narrow)).ok().filter(|port| *port != 0),
-        };
-        let wide: u64 = field(table, fadt::X_DSDT);
-        let dsdt = if wide != 0 { wide } else { u64::from(field::<u32>(table, fadt::DSDT)) };
-        let reset = generic_address(table, fadt::RESET_REG).filter(|_| flags & fadt::RESET_REG_SUP != 0);
-        Self {
-            sci: field(table, fadt::SCI_INT),
-            pm1a_control: port(fadt::PM1A_CNT, fadt::X_PM1A_CNT),
-            pm1b_control: port(fadt::PM1B_CNT, fadt::X_PM1B_CNT),
-            pm_timer: port(fadt::PM_TMR, fadt::X_PM_TMR).map(|port| (port, flags & fadt::TMR_VAL_EXT != 0)),
-            reset: reset.map(|register| (register, field(table, fadt::RESET_VALUE))),
-            dsdt,
-            s5: search(memory, dsdt, soft_off),
-            links: search(memory, dsdt, links::find),
-        }
-    }
-}
-
-/// A generic address structure (§5.2.3.2), if it names something.
-fn generic_address(table: &[u8], at: usize) -> Option<Register> {
-    let address: u64 = field(table, at + 4);
-    match field::<u8>(table, at) {
-        _ if address == 0 => None,
-        0 => Some(Register::Memory(address)),
-        1 => u16::try_from(address).ok().map(Register::Io),
-        2 => {
-            let [.., device, _] = (address >> 24).to_be_bytes();
-            let [.., function, _] = (address >> 8).to_be_bytes();
-            Some(Register::Pci(device, function, low_u16(address)))
-        }
-        _ => None,
-    }
-}
-
-/// The sleep types of the package `\_S5_` in a definition block.
-///
-/// Running AML is dom0's business; but every firmware has this package as constants, so its bytes can
-/// be found: the name, a package of at most 63 bytes, its count, its first two numbers (§20.2.5).
-fn soft_off(aml: &[u8]) -> Option<(u8, u8)> {
-    aml.windows(4).position(|name| name == b"_S5_").and_then(|name| package(&aml[name + 4..]))
-}
-
-/// Looks through a definition block piece by piece; what is looked for lies in one of them whole.
-fn search<T>(memory: &impl PhysRead, dsdt: u64, find: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+/// Looks for interrupt links in a definition block piece by piece; one lies in one of them whole.
+fn find_links(memory: &impl PhysRead, dsdt: u64) -> Option<Links> {
     const STEP: usize = 1024;
     const LOOK_AHEAD: usize = links::LOOK_AHEAD;
     let header = Header::read(memory, dsdt).ok().filter(|header| header.signature.0 == *b"DSDT")?;
@@ -409,43 +276,13 @@ fn search<T>(memory: &impl PhysRead, dsdt: u64, find: impl Fn(&[u8]) -> Option<T
         if !memory.read(at, bytes) {
             return None;
         }
-        let found = find(bytes);
+        let found = links::find(bytes);
         if found.is_some() {
             return found;
         }
         at += STEP as u64;
     }
     None
-}
-
-/// The first two numbers of a package.
-fn package(aml: &[u8]) -> Option<(u8, u8)> {
-    let [0x12, len, count, rest @ ..] = aml else { return None };
-    if *len >= 0x40 || *count < 2 {
-        return None;
-    }
-    let (first, rest) = byte_constant(rest)?;
-    let (second, _) = byte_constant(rest)?;
-    Some((first, second))
-}
-
-/// Zero, One, or a byte with its prefix.
-fn byte_constant(aml: &[u8]) -> Option<(u8, &[u8])> {
-    match aml {
-        [value @ (0 | 1), rest @ ..] | [0x0a, value, rest @ ..] => Some((*value, rest)),
-        _ => None,
-    }
-}
-
-/// The MCFG's allocation structures (*PCI Firmware Specification 3.3*, §4.1.2).
-fn ecams(table: &[u8]) -> Vec<Ecam> {
-    let ecam = |bytes: &[u8]| Ecam {
-        base: field(bytes, 0),
-        segment: field(bytes, 8),
-        first_bus: field(bytes, 10),
-        last_bus: field(bytes, 11),
-    };
-    table.get(44..).unwrap_or_default().chunks_exact(16).take(MAX_ENTRIES).map(ecam).collect()
 }
 
 /// The remapping units of a DMAR table (*Intel VT-d 4.1*, §8.3).

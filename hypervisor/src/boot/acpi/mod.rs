@@ -2,7 +2,7 @@
 //! ACPI tables: reading the host's, and making those that domains see.
 //!
 //! The hypervisor needs few facts from the firmware: which CPUs and I/O APICs there are, how ISA
-//! interrupts are wired, where the machine is switched off. It reads static tables only; AML is
+//! interrupts are wired, where IOMMUs are. It reads static tables only; AML is
 //! dom0's to run. [`host`] walks the tables, [`build`] makes others.
 //!
 //! The firmware's tables are bytes that may be wrong. Every length is bounded before it is
@@ -18,11 +18,6 @@ use core::fmt;
 use guest_abi::num::to_usize;
 use pvh_loader::acpi::NoRoom;
 
-use crate::{
-    addr::{Hpa, PAGE_SIZE},
-    mem::PhysMem,
-};
-
 pub mod build;
 pub mod host;
 pub mod links;
@@ -32,25 +27,6 @@ pub trait PhysRead {
     /// Fills `bytes` from the physical address `at`, or says `false` if that is not mapped.
     #[must_use]
     fn read(&self, at: u64, bytes: &mut [u8]) -> bool;
-}
-
-impl PhysRead for PhysMem {
-    fn read(&self, at: u64, bytes: &mut [u8]) -> bool {
-        let end = at.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > self.nr_frames() * PAGE_SIZE as u64) {
-            return false;
-        }
-        let mut at = Hpa::new(at);
-        let mut left = bytes;
-        while !left.is_empty() {
-            let len = left.len().min(PAGE_SIZE - at.page_offset());
-            let (now, later) = left.split_at_mut(len);
-            PhysMem::read(self, at.mfn(), at.page_offset(), now);
-            at = Hpa::new(at.raw() + len as u64);
-            left = later;
-        }
-        true
-    }
 }
 
 /// A table's name.
