@@ -32,6 +32,7 @@ pub mod input;
 pub mod lock;
 pub mod log_ring;
 pub mod mem;
+pub mod msr;
 pub mod p2m;
 pub mod pcpu;
 pub mod policy;

@@ -30,7 +30,6 @@ pub struct FirmwareEntry {
 pub struct HostMap {
     entries: Vec<Entry>,
     limit: u64,
-    beyond: u64,
 }
 
 impl HostMap {
@@ -40,7 +39,6 @@ impl HostMap {
     pub fn new(firmware: &[FirmwareEntry], limit: u64) -> Self {
         let mut entries = Vec::new();
         let mut taken = Spans::new();
-        let mut beyond = 0;
         for kind in [Kind::Unusable, Kind::Nvs, Kind::Acpi, Kind::Reserved, Kind::Ram] {
             let given = firmware.iter().filter(|entry| Kind::from_number(entry.kind) == kind);
             let given: Spans = given.map(|entry| Span::sized(entry.start, entry.len)).collect();
@@ -48,16 +46,13 @@ impl HostMap {
                 Kind::Ram => given.without(&taken).iter().map(Span::pages_inside).collect(),
                 _ => given.iter().map(Span::pages_around).collect::<Spans>().without(&taken),
             };
-            if kind == Kind::Ram {
-                beyond = rounded.within(Span::new(limit, u64::MAX)).total();
-            }
             for span in rounded.iter() {
                 taken.insert(span);
             }
             entries.extend(rounded.within(Span::new(0, limit)).iter().map(|span| Entry { span, kind }));
         }
         entries.sort_by_key(|entry| entry.span);
-        Self { entries, limit, beyond }
+        Self { entries, limit }
     }
 
     /// The pieces in ascending order.
@@ -70,12 +65,6 @@ impl HostMap {
     #[must_use]
     pub const fn limit(&self) -> u64 {
         self.limit
-    }
-
-    /// Bytes of RAM above the limit, which stay unused.
-    #[must_use]
-    pub const fn ram_beyond_limit(&self) -> u64 {
-        self.beyond
     }
 
     /// All memory of one kind.
@@ -114,10 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn ram_beyond_the_limit_is_counted_and_left_out() {
+    fn ram_beyond_the_limit_is_left_out() {
         let map = HostMap::new(&[FirmwareEntry { start: LIMIT - 0x1000, len: 0x3000, kind: 1 }], LIMIT);
         assert_eq!(map.of(Kind::Ram).total(), 0x1000);
-        assert_eq!(map.ram_beyond_limit(), 0x2000);
     }
 
     proptest! {

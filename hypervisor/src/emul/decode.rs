@@ -191,12 +191,6 @@ impl MmioOp {
         Ok(Self { what, size, length: reader.length() })
     }
 
-    /// Whether memory is written.
-    #[must_use]
-    pub const fn is_write(&self) -> bool {
-        !matches!(self.what, Move::Load { .. })
-    }
-
     /// The value that a store writes, cut to [`MmioOp::size`] bytes; `None` for a load.
     #[must_use]
     pub fn stored(&self, regs: &GuestRegs) -> Option<u64> {

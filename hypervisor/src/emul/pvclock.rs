@@ -163,12 +163,6 @@ impl RunstateClock {
         Self { state: Runstate::Offline, since: now, spent: [0; 4] }
     }
 
-    /// The state at present.
-    #[must_use]
-    pub const fn state(&self) -> Runstate {
-        self.state
-    }
-
     /// Enters another state. `now` is system time.
     pub fn enter(&mut self, state: Runstate, now: Nanos) {
         self.spent = self.at(now).time;

@@ -79,8 +79,6 @@ pub enum Error {
     BadPort(EvtchnPort),
     /// The other end does not wait for this domain.
     BadPeer(EvtchnPort),
-    /// There is no such domain.
-    NoDomain(DomId),
     /// The domain has no such vCPU.
     NoVcpu(VcpuId),
     /// There is no such VIRQ, or it must be bound on vCPU 0.
@@ -107,7 +105,7 @@ impl From<Error> for Errno {
     fn from(error: Error) -> Self {
         match error {
             Error::BadPort(_) | Error::BadPeer(_) | Error::BadVirq(_) | Error::BadPlace => Self::EINVAL,
-            Error::NoDomain(_) | Error::Dying => Self::ESRCH,
+            Error::Dying => Self::ESRCH,
             Error::NoVcpu(_) => Self::ENOENT,
             Error::VirqBound(_) => Self::EEXIST,
             Error::VirqTaken(_) => Self::EBUSY,

@@ -5,27 +5,7 @@ use core::arch::{asm, x86_64::__cpuid_count};
 
 use hypervisor::addr::{Hpa, Ticks};
 use hypervisor::backend::CpuidResult;
-
-/// The numbers of the MSRs that the machine layer uses.
-///
-/// Source: Intel SDM vol. 4, Model-Specific Registers; AMD APM vol. 2, appendix A.
-pub(crate) mod msr {
-    pub(crate) const TSC: u32 = 0x10;
-    pub(crate) const APIC_BASE: u32 = 0x1b;
-    pub(crate) const SYSENTER_CS: u32 = 0x174;
-    pub(crate) const SYSENTER_ESP: u32 = 0x175;
-    pub(crate) const SYSENTER_EIP: u32 = 0x176;
-    pub(crate) const EFER: u32 = 0xc000_0080;
-    pub(crate) const STAR: u32 = 0xc000_0081;
-    pub(crate) const LSTAR: u32 = 0xc000_0082;
-    pub(crate) const CSTAR: u32 = 0xc000_0083;
-    pub(crate) const SFMASK: u32 = 0xc000_0084;
-    pub(crate) const FS_BASE: u32 = 0xc000_0100;
-    pub(crate) const GS_BASE: u32 = 0xc000_0101;
-    pub(crate) const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub(crate) const TSC_AUX: u32 = 0xc000_0103;
-    pub(crate) const PAT: u32 = 0x277;
-}
+pub(crate) use hypervisor::msr;
 
 /// Reads a model-specific register.
 ///

@@ -15,7 +15,7 @@ use spin::Mutex;
 const EARLY_SIZE: usize = 128 * 1024;
 
 #[repr(align(4096))]
-struct EarlyArea([u8; EARLY_SIZE]);
+struct EarlyArea(#[expect(dead_code, reason = "the allocator has it by address")] [u8; EARLY_SIZE]);
 
 static mut EARLY_AREA: EarlyArea = EarlyArea([0; EARLY_SIZE]);
 

@@ -136,7 +136,6 @@ impl Machine for Hw {
         if until <= cpu::rdtsc() {
             return;
         }
-        percpu::set_activity(percpu::Activity::Idle, 0);
         apic::set_deadline(until);
         cpu::wait_for_interrupt();
     }

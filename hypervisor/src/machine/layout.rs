@@ -77,7 +77,6 @@ unsafe extern "C" {
     static __text_end: u8;
     static __rodata_end: u8;
     static __boot_stack_guard: u8;
-    static __boot_stack_top: u8;
     static __fault_stack_guard: u8;
     static __fault_stack_top: u8;
     static __nmi_stack_guard: u8;
@@ -104,8 +103,6 @@ symbols! {
     rodata_end = __rodata_end;
     /// The unmapped page below the boot stack.
     boot_stack_guard = __boot_stack_guard;
-    /// Top of the boot CPU's stack.
-    boot_stack_top = __boot_stack_top;
     /// The unmapped page below the double-fault stack.
     fault_stack_guard = __fault_stack_guard;
     /// Top of the double-fault stack.

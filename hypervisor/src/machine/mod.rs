@@ -4,7 +4,6 @@
 //! Each module owns one piece of hardware. What they rely on is written in the design chapter on
 //! soundness; each block says who made it true. Policy lives in the library, which reaches this
 //! code through [`hypervisor::backend`].
-#![allow(dead_code, reason = "boot is landed in steps; removed with the last of them")]
 #![expect(unsafe_code, reason = "this is the part of the hypervisor that touches hardware")]
 
 pub(crate) mod apic;

@@ -68,8 +68,8 @@ fn begin() {
 }
 
 fn finish(frame_pointer: u64) -> ! {
-    if let Some(doing) = percpu::current_activity() {
-        console::print(format_args!("  while {doing}\n"));
+    if let Some(cpu) = percpu::known_number() {
+        console::print(format_args!("  on CPU {cpu}\n"));
     }
     backtrace(frame_pointer);
     let policy = POLICY.load(Ordering::Relaxed);

@@ -6,7 +6,6 @@
 //! is a second thread of control on the same CPU.
 
 use core::arch::asm;
-use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -50,8 +49,6 @@ pub(crate) struct PerCpu {
     pub(crate) id: u32,
     taken: AtomicU32,
     nmi_seen: AtomicBool,
-    activity: AtomicU64,
-    activity_detail: AtomicU64,
     /// The deadline that its timer is armed for; 0 when it is not.
     armed: AtomicU64,
     gdt: [u64; 5],
@@ -65,8 +62,6 @@ impl PerCpu {
             id,
             taken: AtomicU32::new(NONE),
             nmi_seen: AtomicBool::new(false),
-            activity: AtomicU64::new(0),
-            activity_detail: AtomicU64::new(0),
             armed: AtomicU64::new(0),
             gdt: [0; 5],
             tss: Tss {
@@ -200,53 +195,11 @@ pub(crate) fn take_nmi() -> bool {
     current().nmi_seen.swap(false, Ordering::Relaxed)
 }
 
-/// What a CPU is doing, for the panic report.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub(crate) enum Activity {
-    Booting = 0,
-    HandlingExit = 1,
-    Idle = 2,
-}
-
-/// Notes what this CPU is doing; `detail` is the domain in the low half, the exit above.
-#[inline]
-pub(crate) fn set_activity(activity: Activity, detail: u64) {
-    let area = current();
-    area.activity.store(activity as u64, Ordering::Relaxed);
-    area.activity_detail.store(detail, Ordering::Relaxed);
-}
-
-/// What this CPU is doing, in words.
-pub(crate) fn current_activity() -> Option<impl fmt::Display> {
-    // Before the boot CPU's area exists there is nothing to read.
+/// This CPU's number, for the panic report; there is none before the boot CPU's area exists.
+pub(crate) fn known_number() -> Option<u32> {
     // SAFETY: every x86-64 CPU has the MSR.
-    if unsafe { cpu::rdmsr(cpu::msr::GS_BASE) } == 0 {
-        return None;
-    }
-    let area = current();
-    let activity = area.activity.load(Ordering::Relaxed);
-    let detail = area.activity_detail.load(Ordering::Relaxed);
-    Some(Doing { cpu: area.id, activity, detail })
-}
-
-struct Doing {
-    cpu: u32,
-    activity: u64,
-    detail: u64,
-}
-
-impl fmt::Display for Doing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, activity, detail } = self;
-        if *activity == Activity::HandlingExit as u64 {
-            write!(f, "CPU {cpu} handled exit {:#x} of d{}", detail >> 32, detail & 0xffff_ffff)
-        } else if *activity == Activity::Idle as u64 {
-            write!(f, "CPU {cpu} was idle")
-        } else {
-            write!(f, "CPU {cpu} was booting")
-        }
-    }
+    let has_area = unsafe { cpu::rdmsr(cpu::msr::GS_BASE) } != 0;
+    has_area.then(|| current().id)
 }
 
 /// The TSS and GDT addresses of this CPU, for the host state of a VMCS.

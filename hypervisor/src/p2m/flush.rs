@@ -26,6 +26,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::{ArrayVec, CapacityError};
 use guest_abi::DomId;
 use spin::mutex::SpinMutex;
 
@@ -46,8 +47,6 @@ pub enum FlushSite {
     Remap,
     /// A grant is unmapped.
     GrantUnmap,
-    /// A grant is taken back from its mapper.
-    Revoke,
     /// A foreign mapping is removed.
     ForeignUnmap,
     /// A domain is destroyed.
@@ -56,10 +55,7 @@ pub enum FlushSite {
 
 impl FlushSite {
     /// How many there are.
-    pub const COUNT: usize = 6;
-    /// All of them.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Balloon, Self::Remap, Self::GrantUnmap, Self::Revoke, Self::ForeignUnmap, Self::Teardown];
+    pub const COUNT: usize = 5;
 }
 
 /// What pCPUs may remember of one p2m. It is shared between the p2m, which is locked, and the
@@ -263,18 +259,12 @@ pub struct Unmapped {
     owner: DomId,
     root: Mfn,
     generation: u64,
-    leaf: Leaf,
+    pub(super) leaf: Leaf,
 }
 
 impl Unmapped {
     pub(super) const fn new(frames: &'static FrameTable, owner: DomId, root: Mfn, generation: u64, leaf: Leaf) -> Self {
         Self { frames, owner, root, generation, leaf }
-    }
-
-    /// What was mapped.
-    #[must_use]
-    pub const fn leaf(&self) -> Leaf {
-        self.leaf
     }
 
     /// Ends the mapping: RAM is given up by its owner, a reference is put.
@@ -319,10 +309,7 @@ impl Drop for Unmapped {
 /// Tokens of one p2m that one flush serves.
 #[derive(Default)]
 #[must_use]
-pub struct UnmappedBatch {
-    tokens: [Option<Unmapped>; Self::CAPACITY],
-    len: usize,
-}
+pub struct UnmappedBatch(ArrayVec<Unmapped, { Self::CAPACITY }>);
 
 impl UnmappedBatch {
     /// Tokens that fit.
@@ -336,7 +323,7 @@ impl UnmappedBatch {
     /// Whether there is nothing to flush.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_empty()
     }
 
     /// Adds a token.
@@ -344,14 +331,7 @@ impl UnmappedBatch {
     /// # Errors
     /// Gives the token back if the batch is full.
     pub fn push(&mut self, token: Unmapped) -> Result<(), Unmapped> {
-        match self.tokens.get_mut(self.len) {
-            Some(slot) => {
-                *slot = Some(token);
-                self.len += 1;
-                Ok(())
-            }
-            None => Err(token),
-        }
+        self.0.try_push(token).map_err(CapacityError::element)
     }
 
     /// Flushes once and releases all tokens. The caller holds no lock.
@@ -365,8 +345,7 @@ impl UnmappedBatch {
             return;
         }
         let proof = tlb.flush(flusher, site);
-        self.tokens[..self.len].iter_mut().filter_map(Option::take).for_each(|token| token.release(&proof));
-        self.len = 0;
+        self.0.drain(..).for_each(|token| token.release(&proof));
     }
 }
 

@@ -29,7 +29,6 @@ pub const CR4_VMXE: u64 = 1 << 13;
 /// CR4.PCIDE.
 pub const CR4_PCIDE: u64 = 1 << 17;
 /// CR4.OSXSAVE.
-pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// EFER.LME.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA.

@@ -41,13 +41,10 @@ pub mod reason {
     pub const RDMSR: u16 = 31;
     pub const WRMSR: u16 = 32;
     pub const INVALID_GUEST_STATE: u16 = 33;
-    pub const MSR_LOADING: u16 = 34;
     pub const MWAIT: u16 = 36;
     pub const MONITOR: u16 = 39;
     pub const PAUSE: u16 = 40;
-    pub const MACHINE_CHECK_AT_ENTRY: u16 = 41;
     pub const EPT_VIOLATION: u16 = 48;
-    pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
     pub const PREEMPTION_TIMER: u16 = 52;
     pub const INVVPID: u16 = 53;

@@ -13,16 +13,6 @@ use core::fmt;
 #[repr(transparent)]
 pub struct Field(u32);
 
-/// How many bits a field holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Width {
-    Bits16,
-    Bits32,
-    Bits64,
-    Natural,
-}
-
 impl Field {
     /// The number itself.
     #[must_use]
@@ -30,19 +20,6 @@ impl Field {
         self.0
     }
 
-    /// How many bits the field holds.
-    #[must_use]
-    pub const fn width(self) -> Width {
-        match self.0 >> 13 & 3 {
-            0 => Width::Bits16,
-            1 => Width::Bits64,
-            2 => Width::Bits32,
-            _ => Width::Natural,
-        }
-    }
-}
-
-impl Field {
     /// Whether the field is in the guest-state area.
     #[must_use]
     pub const fn is_guest_state(self) -> bool {
@@ -250,17 +227,16 @@ mod tests {
                 _ if name.starts_with("HOST_") => assert_eq!(kind, 3, "{name}"),
                 _ => {}
             }
+            // 16, 64 and 32 bits, and as wide as a register.
             let width = match *name {
-                _ if name.ends_with("_SELECTOR") => Some(Width::Bits16),
-                _ if name.ends_with("_LIMIT") || name.ends_with("_RIGHTS") => Some(Width::Bits32),
-                _ if name.ends_with("_CONTROLS") || name.ends_with("_COUNT") => Some(Width::Bits32),
-                _ if name.ends_with("_BASE") => Some(Width::Natural),
-                _ if name.ends_with("_EFER") || name.ends_with("_PAT") || name.contains("BITMAP_") => {
-                    Some(Width::Bits64)
-                }
+                _ if name.ends_with("_SELECTOR") => Some(0),
+                _ if name.ends_with("_LIMIT") || name.ends_with("_RIGHTS") => Some(2),
+                _ if name.ends_with("_CONTROLS") || name.ends_with("_COUNT") => Some(2),
+                _ if name.ends_with("_BASE") => Some(3),
+                _ if name.ends_with("_EFER") || name.ends_with("_PAT") || name.contains("BITMAP_") => Some(1),
                 _ => None,
             };
-            assert!(width.is_none_or(|width| width == field.width()), "{name}");
+            assert!(width.is_none_or(|width| width == field.raw() >> 13 & 3), "{name}");
         }
     }
 

@@ -9,28 +9,10 @@
 //!
 //! Source: Intel SDM vol. 3C (326019-080), §24.6.9 MSR-Bitmap Address; vol. 4 for the numbers.
 
+use crate::msr;
+
 /// Words of the map: one 4 KiB page.
 pub const WORDS: usize = 512;
-
-/// MSR numbers that the backend and its map need.
-#[expect(missing_docs, reason = "the names are the manual's")]
-pub mod msr {
-    pub const TSC: u32 = 0x10;
-    pub const FEATURE_CONTROL: u32 = 0x3a;
-    pub const SYSENTER_CS: u32 = 0x174;
-    pub const SYSENTER_ESP: u32 = 0x175;
-    pub const SYSENTER_EIP: u32 = 0x176;
-    pub const PAT: u32 = 0x277;
-    pub const EFER: u32 = 0xc000_0080;
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const SFMASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub const TSC_AUX: u32 = 0xc000_0103;
-}
 
 const READ_WRITE: &[u32] = &[msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE];
 

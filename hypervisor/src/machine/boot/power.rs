@@ -6,10 +6,6 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use super::super::{console, cpu};
 
-/// A guest shut down in order.
-pub(crate) const STATUS_POWEROFF: u8 = 0;
-/// A guest crashed.
-pub(crate) const STATUS_CRASH: u8 = 3;
 /// The hypervisor could not start what it was given.
 pub(crate) const STATUS_BOOT_FAILED: u8 = 4;
 /// The hypervisor's own invariants broke.

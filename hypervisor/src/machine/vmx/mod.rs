@@ -48,10 +48,10 @@ pub(crate) fn probe() -> Result<Capabilities, NoVmx> {
         return Err(NoVmx::NotReported);
     }
     // SAFETY: every CPU with VT-x has the MSR.
-    let feature = unsafe { cpu::rdmsr(msr_bitmap::msr::FEATURE_CONTROL) };
+    let feature = unsafe { cpu::rdmsr(cpu::msr::FEATURE_CONTROL) };
     if feature & FEATURE_LOCKED == 0 {
         // SAFETY: not locked; the bits turn VT-x on outside SMX, and nothing else off.
-        unsafe { cpu::wrmsr(msr_bitmap::msr::FEATURE_CONTROL, feature | FEATURE_VMX | FEATURE_LOCKED) };
+        unsafe { cpu::wrmsr(cpu::msr::FEATURE_CONTROL, feature | FEATURE_VMX | FEATURE_LOCKED) };
     } else if feature & FEATURE_VMX == 0 {
         return Err(NoVmx::LockedOff);
     }
