@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One function per instruction that the `x86_64` crate does not wrap, or wraps as safe.
+//! Instructions as functions: what the `x86_64` crate does not wrap, or wraps as safe or as more than is wanted.
 
 use core::arch::{asm, x86_64::__cpuid_count};
 
 use hypervisor::addr::{Hpa, Ticks};
 use hypervisor::backend::CpuidResult;
 pub(crate) use hypervisor::msr;
+use x86_64::registers::model_specific::Msr;
+use x86_64::structures::port::{PortRead, PortWrite};
 
 /// Reads a model-specific register.
 ///
@@ -13,12 +15,8 @@ pub(crate) use hypervisor::msr;
 /// The CPU has this register; reading another one raises #GP, which is fatal here.
 #[inline]
 pub(crate) unsafe fn rdmsr(number: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller vouches for the register; RDMSR touches nothing else.
-    unsafe {
-        asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
+    // SAFETY: the caller vouches for the register.
+    unsafe { Msr::new(number).read() }
 }
 
 /// Writes a model-specific register.
@@ -28,11 +26,8 @@ pub(crate) unsafe fn rdmsr(number: u32) -> u64 {
 /// relies on (such as GS base, which finds the per-CPU area).
 #[inline]
 pub(crate) unsafe fn wrmsr(number: u32, value: u64) {
-    let (low, high) = (guest_abi::num::low_u32(value), guest_abi::num::high_u32(value));
     // SAFETY: the caller vouches for register and value.
-    unsafe {
-        asm!("wrmsr", in("ecx") number, in("eax") low, in("edx") high, options(nostack, preserves_flags));
-    }
+    unsafe { Msr::new(number).write(value) }
 }
 
 /// Executes CPUID.
@@ -67,12 +62,8 @@ pub(crate) fn rdtsc_ordered() -> Ticks {
 /// Reading the port has no effect that breaks memory safety.
 #[inline]
 pub(crate) unsafe fn inb(port: u16) -> u8 {
-    let value: u8;
     // SAFETY: the caller vouches for the port.
-    unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
-    }
-    value
+    unsafe { u8::read_from_port(port) }
 }
 
 /// Writes a byte to a port.
@@ -82,9 +73,7 @@ pub(crate) unsafe fn inb(port: u16) -> u8 {
 #[inline]
 pub(crate) unsafe fn outb(port: u16, value: u8) {
     // SAFETY: the caller vouches for the port.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
-    }
+    unsafe { u8::write_to_port(port, value) }
 }
 
 /// Stops until an interrupt has been taken, then returns with interrupts off.
@@ -180,30 +169,6 @@ pub(crate) unsafe fn set_cr0(value: u64) {
 pub(crate) unsafe fn set_cr3(root: Hpa) {
     // SAFETY: the caller vouches for the tables.
     unsafe { asm!("mov cr3, {}", in(reg) root.raw(), options(nostack, preserves_flags)) }
-}
-
-/// XGETBV: the value of an extended control register, of which every CPU with XSAVE has number 0.
-/// CR4.OSXSAVE must be set; without it the instruction is invalid.
-pub(crate) fn xgetbv(register: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: reading has no side effect.
-    unsafe {
-        asm!("xgetbv", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
-    };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Writes an extended control register.
-///
-/// # Safety
-/// CR4.OSXSAVE is set and the CPU supports the value.
-#[inline]
-pub(crate) unsafe fn xsetbv(register: u32, value: u64) {
-    let (low, high) = (guest_abi::num::low_u32(value), guest_abi::num::high_u32(value));
-    // SAFETY: the caller vouches for register and value; the hypervisor itself uses no FPU.
-    unsafe {
-        asm!("xsetbv", in("ecx") register, in("eax") low, in("edx") high, options(nomem, nostack, preserves_flags));
-    }
 }
 
 /// Whether the TSC runs at one rate in all states. Source: AMD APM vol. 3, CPUID 8000_0007h.

@@ -9,6 +9,8 @@ use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::arch::asm;
 use core::ptr::NonNull;
 
+use x86_64::registers::xcontrol::XCr0;
+
 use super::cpu;
 
 const CR4_OSFXSR: u64 = 1 << 9;
@@ -91,7 +93,7 @@ impl LazyState {
     /// The guest's XCR0. The CPU is asked while it has it: QEMU 7.2 without KVM does not intercept
     /// XSETBV under SVM. All that the CPU supports is switched, so such a write harms nobody else.
     pub(crate) fn xcr0(&self) -> u64 {
-        if self.loaded && self.supported != 0 { cpu::xgetbv(0) } else { self.xcr0 }
+        if self.loaded && self.supported != 0 { XCr0::read_raw() } else { self.xcr0 }
     }
 
     /// Sets the guest's XCR0, which the policy has checked against what the CPU supports.
@@ -99,7 +101,7 @@ impl LazyState {
         self.xcr0 = value;
         if self.loaded && self.supported != 0 {
             // SAFETY: CR4.OSXSAVE was set by `enable`; the policy has checked the value.
-            unsafe { cpu::xsetbv(0, value) };
+            unsafe { XCr0::write_raw(value) };
         }
     }
 
@@ -111,14 +113,14 @@ impl LazyState {
             unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack)) };
         } else {
             // SAFETY: as in `set_xcr0`; all that the CPU supports.
-            unsafe { cpu::xsetbv(0, self.supported) };
+            unsafe { XCr0::write_raw(self.supported) };
             // SAFETY: the area has the size that CPUID asks for and holds what XSAVE wrote, or
             // zeroes with a legacy image, which loads as the reset state of the rest.
             unsafe {
                 asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));
             }
             // SAFETY: as in `set_xcr0`.
-            unsafe { cpu::xsetbv(0, self.xcr0) };
+            unsafe { XCr0::write_raw(self.xcr0) };
         }
         let [dr0, dr1, dr2, dr3] = self.debug;
         // SAFETY: DR7 of the hypervisor is the reset value, so addresses in DR0-3 match nothing.
@@ -141,7 +143,7 @@ impl LazyState {
             unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
         } else {
             // SAFETY: as in `load`.
-            unsafe { cpu::xsetbv(0, self.supported) };
+            unsafe { XCr0::write_raw(self.supported) };
             // SAFETY: the area has the size that CPUID asks for, 64-byte aligned.
             unsafe {
                 asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack));

@@ -11,6 +11,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::num::{low_u8, to_usize};
 use hypervisor::addr::Ticks;
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::{lgdt, load_tss};
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
+use x86_64::structures::tss::TaskStateSegment;
 
 use super::cpu;
 use super::layout::{self, ApStack};
@@ -26,20 +31,6 @@ pub(crate) const IST_NMI: u8 = 2;
 /// No interrupt has been noted.
 const NONE: u32 = u32::MAX;
 
-/// Task-state segment: only the interrupt stack table is used.
-/// Source: Intel SDM vol. 3A, Task Management in 64-bit Mode.
-#[repr(C, packed(4))]
-struct Tss {
-    reserved0: u32,
-    rsp: [u64; 3],
-    reserved1: u64,
-    ist: [u64; 7],
-    reserved2: u64,
-    reserved3: u16,
-    io_map_base: u16,
-}
-const _: () = assert!(size_of::<Tss>() == 104);
-
 /// One physical CPU's area.
 #[repr(C)]
 pub(crate) struct PerCpu {
@@ -52,7 +43,8 @@ pub(crate) struct PerCpu {
     /// The deadline that its timer is armed for; 0 when it is not.
     armed: AtomicU64,
     gdt: [u64; 5],
-    tss: Tss,
+    /// Only its interrupt stack table is used.
+    tss: TaskStateSegment,
 }
 
 impl PerCpu {
@@ -64,41 +56,23 @@ impl PerCpu {
             nmi_seen: AtomicBool::new(false),
             armed: AtomicU64::new(0),
             gdt: [0; 5],
-            tss: Tss {
-                reserved0: 0,
-                rsp: [0; 3],
-                reserved1: 0,
-                ist: [0; 7],
-                reserved2: 0,
-                reserved3: 0,
-                io_map_base: 104,
-            },
+            tss: TaskStateSegment::new(),
         }
     }
 
     /// Fills what depends on where the area lies, for good.
     fn prepare(&mut self, fault_stack: u64, nmi_stack: u64) {
         self.this = core::ptr::from_mut(self).expose_provenance() as u64;
-        self.tss.ist[usize::from(IST_FAULT) - 1] = fault_stack;
-        self.tss.ist[usize::from(IST_NMI) - 1] = nmi_stack;
-        let tss = (&raw const self.tss).addr() as u64;
-        self.gdt = [
-            0,
-            0x00af_9b00_0000_ffff,
-            0x00cf_9300_0000_ffff,
-            103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56,
-            tss >> 32,
-        ];
+        self.tss.interrupt_stack_table[usize::from(IST_FAULT) - 1] = VirtAddr::new(fault_stack);
+        self.tss.interrupt_stack_table[usize::from(IST_NMI) - 1] = VirtAddr::new(nmi_stack);
+        // SAFETY: the descriptor lies beside the TSS and lives as long.
+        let tss = unsafe { Descriptor::tss_segment_unchecked(&raw const self.tss) };
+        let Descriptor::SystemSegment(low, high) = tss else { unreachable!("a TSS is a system segment") };
+        self.gdt = [0, DescriptorFlags::KERNEL_CODE64.bits(), DescriptorFlags::KERNEL_DATA.bits(), low, high];
     }
 }
 
 static mut BOOT_CPU: PerCpu = PerCpu::new(0);
-
-#[repr(C, packed)]
-struct TablePointer {
-    limit: u16,
-    base: u64,
-}
 
 /// Sets up the boot CPU's area, descriptor tables and GS base.
 pub(crate) fn init_boot_cpu() {
@@ -125,12 +99,12 @@ pub(crate) fn new_area(id: u32, slot: u32) -> Option<&'static PerCpu> {
 /// # Safety
 /// The area was prepared for this CPU, lives for ever, and no other CPU uses it.
 pub(crate) unsafe fn adopt(area: &PerCpu) {
-    let pointer = TablePointer { limit: 5 * 8 - 1, base: (&raw const area.gdt).addr() as u64 };
+    let pointer = DescriptorTablePointer { limit: 5 * 8 - 1, base: VirtAddr::from_ptr(&raw const area.gdt) };
     // SAFETY: the table holds the code and data descriptors that are in use (same selectors as
     // the boot table) and lives for ever.
-    unsafe { asm!("lgdt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) };
+    unsafe { lgdt(&pointer) };
     // SAFETY: the selector names the TSS descriptor of `prepare`, not loaded anywhere else.
-    unsafe { asm!("ltr {0:x}", in(reg) SELECTOR_TSS, options(nostack, preserves_flags)) };
+    unsafe { load_tss(SegmentSelector(SELECTOR_TSS)) };
     // SAFETY: every x86-64 CPU has the MSR; from here on GS finds the area.
     unsafe { cpu::wrmsr(cpu::msr::GS_BASE, area.this) };
 }
