@@ -158,20 +158,25 @@ pub enum SegmentName {
     Tr,
 }
 
+impl SegmentName {
+    /// All of them.
+    pub const ALL: [Self; 8] = [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs, Self::Ldtr, Self::Tr];
+}
+
 /// An MSR that a backend keeps for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are the CPU's own")]
 pub enum GuestMsr {
-    FsBase,
-    GsBase,
-    KernelGsBase,
     Star,
     Lstar,
     Cstar,
     Sfmask,
+    KernelGsBase,
     SysenterCs,
     SysenterEsp,
     SysenterEip,
+    FsBase,
+    GsBase,
     Pat,
     TscAux,
 }

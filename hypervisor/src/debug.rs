@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use guest_abi::{EvtchnPort, VcpuId};
 use spin::Mutex;
 
-use crate::backend::Machine;
+use crate::backend::{Machine, SegmentName};
 use crate::counters::REASON_NAMES;
 use crate::domain::Domain;
 use crate::evtchn::PortState;
@@ -241,10 +241,10 @@ fn registers(state: &VcpuState, out: Part<'_>) -> fmt::Result {
     writeln!(
         out,
         "  cs {:04x} ss {:04x} fs {:016x} gs {:016x} exit reason {:#x}",
-        cpu.cs.selector,
-        cpu.ss.selector,
-        cpu.fs.base,
-        cpu.gs.base,
+        cpu.segments[SegmentName::Cs].selector,
+        cpu.segments[SegmentName::Ss].selector,
+        cpu.segments[SegmentName::Fs].base,
+        cpu.segments[SegmentName::Gs].base,
         state.hw.raw_reason()
     )
 }

@@ -30,7 +30,7 @@ use spin::Once;
 pub use table::{DomainTable, Vacancy};
 
 use crate::addr::{Mfn, PAGE_SHIFT, Ticks};
-use crate::backend::Machine;
+use crate::backend::{Machine, SegmentName};
 use crate::boot::host_map::Entry;
 use crate::emul::ioapic::Ioapics;
 use crate::emul::pvclock::{self, Area, GuestClock};
@@ -219,7 +219,13 @@ impl Domain {
         if self.is_running() {
             log::warn!("{} crashed: {reason:x?}", self.label());
             let (cpu, regs) = (state.hw.state(), &state.regs);
-            log::warn!("  rip {:#x} rsp {:#x} rflags {:#x} cs {:x?}", cpu.rip, cpu.rsp, cpu.rflags, cpu.cs);
+            log::warn!(
+                "  rip {:#x} rsp {:#x} rflags {:#x} cs {:x?}",
+                cpu.rip,
+                cpu.rsp,
+                cpu.rflags,
+                cpu.segments[SegmentName::Cs]
+            );
             log::warn!(
                 "  cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
                 cpu.cr0,

@@ -66,13 +66,13 @@ impl Operand {
     #[must_use]
     pub fn get(self, regs: &GuestRegs) -> u64 {
         let mut copy = *regs;
-        let value = register(&mut copy, self.register).map_or(0, |r| *r);
+        let value = copy.by_number(self.register).map_or(0, |r| *r);
         if self.is_high_byte { value >> 8 } else { value }
     }
 
     /// Writes `size` bytes: 1 and 2 leave the rest of the register, 4 clears the upper half.
     fn set(self, regs: &mut GuestRegs, size: u8, value: u64) {
-        let Some(r) = register(regs, self.register) else { return };
+        let Some(r) = regs.by_number(self.register) else { return };
         *r = match size {
             1 if self.is_high_byte => *r & !0xff00 | (value & 0xff) << 8,
             1 => *r & !0xff | value & 0xff,
@@ -81,27 +81,6 @@ impl Operand {
             _ => value,
         };
     }
-}
-
-fn register(regs: &mut GuestRegs, number: u8) -> Option<&mut u64> {
-    Some(match number {
-        0 => &mut regs.rax,
-        1 => &mut regs.rcx,
-        2 => &mut regs.rdx,
-        3 => &mut regs.rbx,
-        5 => &mut regs.rbp,
-        6 => &mut regs.rsi,
-        7 => &mut regs.rdi,
-        8 => &mut regs.r8,
-        9 => &mut regs.r9,
-        10 => &mut regs.r10,
-        11 => &mut regs.r11,
-        12 => &mut regs.r12,
-        13 => &mut regs.r13,
-        14 => &mut regs.r14,
-        15 => &mut regs.r15,
-        _ => return None,
-    })
 }
 
 /// How a load fills a register that is wider than the memory operand.

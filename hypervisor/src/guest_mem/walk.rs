@@ -23,15 +23,9 @@ use super::frames::{Memory, check};
 use super::{Access, Fault};
 use crate::addr::Gva;
 use crate::p2m::P2mKind;
+use crate::policy::control::{cr0, cr4, efer};
+use crate::policy::msr::is_canonical;
 use crate::vcpu::regs::Paging;
-
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -145,17 +139,17 @@ impl Tables {
     #[inline]
     pub(super) const fn new(paging: Paging) -> Self {
         let Paging { cr0, cr3, cr4, efer } = paging;
-        let mode = if cr0 & CR0_PG == 0 {
+        let mode = if cr0 & cr0::PG == 0 {
             Mode::Off
-        } else if efer & EFER_LMA != 0 {
-            if cr4 & CR4_LA57 == 0 { Mode::Long } else { Mode::Unsupported }
-        } else if cr4 & CR4_PAE != 0 {
+        } else if efer & efer::LMA != 0 {
+            if cr4 & cr4::LA57 == 0 { Mode::Long } else { Mode::Unsupported }
+        } else if cr4 & cr4::PAE != 0 {
             Mode::Pae
         } else {
-            Mode::Legacy { has_large: cr4 & CR4_PSE != 0 }
+            Mode::Legacy { has_large: cr4 & cr4::PSE != 0 }
         };
-        let reserved = if efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
-        Self { mode, cr3, is_protected: cr0 & CR0_WP != 0, reserved }
+        let reserved = if efer & efer::NXE == 0 { NO_EXECUTE } else { 0 };
+        Self { mode, cr3, is_protected: cr0 & cr0::WP != 0, reserved }
     }
 
     /// Translates a linear address.
@@ -185,7 +179,7 @@ impl Tables {
         let low = linear & bits(31, 0);
         match self.mode {
             Mode::Long => {
-                if linear.cast_signed() << 16 >> 16 != linear.cast_signed() {
+                if !is_canonical(linear) {
                     return Err(Fault::NotCanonical);
                 }
                 self.long(at(linear, self.cr3 & ADDRESS))

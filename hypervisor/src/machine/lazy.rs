@@ -9,21 +9,19 @@ use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::arch::asm;
 use core::ptr::NonNull;
 
+use hypervisor::policy::control::cr4;
 use x86_64::registers::xcontrol::XCr0;
 
 use super::cpu;
 
-const CR4_OSFXSR: u64 = 1 << 9;
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
-const CR4_OSXSAVE: u64 = 1 << 18;
 const LEGACY_AREA: usize = 512;
 const HEADER_AREA: usize = 64;
 
 /// Turns on what saving the FPU needs. Called once on each CPU.
 pub(crate) fn enable() {
-    let mut cr4 = cpu::cr4() | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    let mut cr4 = cpu::cr4() | cr4::OSFXSR | cr4::OSXMMEXCPT;
     if has_xsave() {
-        cr4 |= CR4_OSXSAVE;
+        cr4 |= cr4::OSXSAVE;
     }
     // SAFETY: every x86-64 CPU has FXSR and SSE; XSAVE was looked up.
     unsafe { cpu::set_cr4(cr4) };

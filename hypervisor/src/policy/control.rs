@@ -38,11 +38,14 @@ pub mod cr4 {
     pub const DE: u64 = 1 << 3;
     pub const PSE: u64 = 1 << 4;
     pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
     pub const PGE: u64 = 1 << 7;
     pub const PCE: u64 = 1 << 8;
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
     pub const UMIP: u64 = 1 << 11;
+    pub const LA57: u64 = 1 << 12;
+    pub const VMXE: u64 = 1 << 13;
     pub const FSGSBASE: u64 = 1 << 16;
     pub const PCIDE: u64 = 1 << 17;
     pub const OSXSAVE: u64 = 1 << 18;
@@ -86,6 +89,12 @@ impl ControlState {
     const fn is_long_mode(&self) -> bool {
         self.efer & efer::LMA != 0
     }
+}
+
+/// EFER with LMA as CR0.PG and LME make it.
+#[must_use]
+pub const fn efer_with_lma(efer: u64, cr0: u64) -> u64 {
+    if efer & efer::LME != 0 && cr0 & cr0::PG != 0 { efer | efer::LMA } else { efer & !efer::LMA }
 }
 
 /// The control bits that a domain may set.
@@ -226,6 +235,13 @@ mod tests {
         efer: efer::LME | efer::LMA,
         is_long_code: true,
     };
+
+    #[test]
+    fn lma_follows_paging() {
+        assert_eq!(efer_with_lma(efer::LME, cr0::PG), efer::LME | efer::LMA);
+        assert_eq!(efer_with_lma(efer::LME | efer::LMA, 0), efer::LME);
+        assert_eq!(efer_with_lma(0, cr0::PG), 0);
+    }
 
     #[test]
     fn cr0_combinations_that_the_cpu_refuses_are_refused() {

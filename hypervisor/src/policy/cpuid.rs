@@ -18,6 +18,7 @@ use guest_abi::cpuid as leaves;
 use guest_abi::num::{high_u32, low_u8, low_u32};
 use guest_abi::{DomId, VcpuId};
 
+use super::control::cr4;
 use super::features::{Feature, Needs, Register, WORDS, XCR0_AVX, XCR0_AVX512};
 use crate::backend::CpuidResult;
 use crate::time::TscScale;
@@ -36,7 +37,6 @@ const TOPOLOGY: u32 = 0xb;
 const MAX_EXTENDED: u32 = 0x8000_0021;
 const EXTENDED: u32 = 0x8000_0000;
 
-const CR4_OSXSAVE: u64 = 1 << 18;
 /// Legacy area and header: what XSAVE writes whatever is enabled.
 const XSAVE_MIN_BYTES: u32 = 512 + 64;
 /// XCR0 components 2 to 7 have their own subleaf.
@@ -149,7 +149,7 @@ impl CpuidPolicy {
         match leaf {
             1 => {
                 r.ebx |= (state.apic_id & 0xff) << 24;
-                if state.cr4 & CR4_OSXSAVE != 0 {
+                if state.cr4 & cr4::OSXSAVE != 0 {
                     r.ecx |= 1 << 27;
                 }
             }

@@ -13,7 +13,7 @@ use guest_abi::{DomId, Errno, Gfn, PAGE_SIZE, VcpuId, Wire};
 use super::Host;
 use super::machine::{Cpu, FakeCpu};
 use crate::addr::{Gva, Mfn, Order};
-use crate::backend::Injection;
+use crate::backend::{Injection, SegmentName};
 use crate::boot::host_map::{Entry, Kind};
 use crate::boot::span::Span;
 use crate::domain::build;
@@ -25,7 +25,7 @@ use crate::guest_mem::GuestSpace;
 use crate::p2m::{Backing, Leaf, P2mKind};
 use crate::policy::control::{cr0, cr4, efer};
 use crate::vcpu::exits::{self, Outcome};
-use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
+use crate::vcpu::regs::{CpuState, GuestRegs, Paging, Segment, Segments};
 use crate::vcpu::run::run_vcpu;
 use crate::vcpu::{NEVER, RunState, Vcpu, VcpuState};
 
@@ -294,6 +294,7 @@ impl Guest {
 /// 64-bit mode with the tables of [`Guest`], ring 0, interrupts on.
 fn long_mode() -> CpuState {
     let data = Segment { selector: 16, attributes: 0xc093, limit: u32::MAX, base: 0 };
+    let entry = CpuState::pvh_entry(0);
     CpuState {
         rip: CODE,
         rflags: 1 << 9 | 1 << 1,
@@ -301,10 +302,11 @@ fn long_mode() -> CpuState {
         cr3: TABLES << 12,
         cr4: cr4::PAE,
         efer: efer::LME | efer::LMA | efer::NXE,
-        cs: Segment { selector: 8, attributes: 0xa09b, ..data },
-        ds: data,
-        es: data,
-        ss: data,
-        ..CpuState::pvh_entry(0)
+        segments: Segments::new(|which| match which {
+            SegmentName::Cs => Segment { selector: 8, attributes: 0xa09b, ..data },
+            SegmentName::Ds | SegmentName::Es | SegmentName::Ss => data,
+            other => entry.segments[other],
+        }),
+        ..entry
     }
 }

@@ -340,17 +340,7 @@ impl VcpuHw for FakeVcpu {
     }
 
     fn segment(&self, which: SegmentName) -> Segment {
-        let state = self.cpu().state;
-        match which {
-            SegmentName::Es => state.es,
-            SegmentName::Cs => state.cs,
-            SegmentName::Ss => state.ss,
-            SegmentName::Ds => state.ds,
-            SegmentName::Fs => state.fs,
-            SegmentName::Gs => state.gs,
-            SegmentName::Ldtr => state.ldtr,
-            SegmentName::Tr => state.tr,
-        }
+        self.cpu().state.segments[which]
     }
 
     fn paging(&self) -> Paging {

@@ -6,6 +6,7 @@
 
 use guest_abi::Errno;
 
+use super::regs::Paging;
 use super::{Vcpu, VcpuState};
 use crate::backend::Injection;
 use crate::domain::{CrashReason, Domain};
@@ -246,14 +247,8 @@ fn wrmsr(hv: &'static Hypervisor, domain: &Domain, vcpu: &Vcpu, state: &mut Vcpu
 }
 
 fn control_state(state: &VcpuState) -> ControlState {
-    let paging = state.hw.paging();
-    ControlState {
-        cr0: paging.cr0,
-        cr3: paging.cr3,
-        cr4: paging.cr4,
-        efer: paging.efer,
-        is_long_code: state.hw.has_long_cs(),
-    }
+    let Paging { cr0, cr3, cr4, efer } = state.hw.paging();
+    ControlState { cr0, cr3, cr4, efer, is_long_code: state.hw.has_long_cs() }
 }
 
 fn xsetbv(domain: &Domain, state: &mut VcpuState) {

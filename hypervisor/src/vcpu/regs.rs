@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The architectural state of a vCPU.
 
+use core::ops::Index;
+
 use guest_abi::num::low_u32;
+
+use crate::backend::SegmentName;
 
 /// The general-purpose registers except RSP, in the order in which the entry stubs store them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +116,26 @@ impl Segment {
     }
 }
 
+/// The segment registers, each under its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments(pub [Segment; SegmentName::ALL.len()]);
+
+impl Segments {
+    /// Gives each register what `get` says.
+    #[must_use]
+    pub fn new(get: impl FnMut(SegmentName) -> Segment) -> Self {
+        Self(SegmentName::ALL.map(get))
+    }
+}
+
+impl Index<SegmentName> for Segments {
+    type Output = Segment;
+
+    fn index(&self, which: SegmentName) -> &Segment {
+        &self.0[which as usize]
+    }
+}
+
 /// A descriptor-table register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableRegister {
@@ -135,14 +159,7 @@ pub struct CpuState {
     pub efer: u64,
     pub xcr0: u64,
     pub dr7: u64,
-    pub es: Segment,
-    pub cs: Segment,
-    pub ss: Segment,
-    pub ds: Segment,
-    pub fs: Segment,
-    pub gs: Segment,
-    pub ldtr: Segment,
-    pub tr: Segment,
+    pub segments: Segments,
     pub gdtr: TableRegister,
     pub idtr: TableRegister,
     pub pat: u64,
@@ -165,14 +182,12 @@ impl CpuState {
             cr0: 1 << 0 | 1 << 4,
             xcr0: 1,
             dr7: 0x400,
-            cs: Segment { attributes: 0xc09b, ..data },
-            ds: data,
-            es: data,
-            ss: data,
-            fs: data,
-            gs: data,
-            ldtr: Segment { attributes: 0x82, ..Segment::default() },
-            tr: Segment { attributes: 0x8b, limit: 0x67, ..Segment::default() },
+            segments: Segments::new(|which| match which {
+                SegmentName::Cs => Segment { attributes: 0xc09b, ..data },
+                SegmentName::Ldtr => Segment { attributes: 0x82, ..Segment::default() },
+                SegmentName::Tr => Segment { attributes: 0x8b, limit: 0x67, ..Segment::default() },
+                _ => data,
+            }),
             pat: Self::RESET_PAT,
             ..Self::default()
         }
@@ -191,14 +206,14 @@ impl CpuState {
             cr0: 1 << 4,
             xcr0: 1,
             dr7: 0x400,
-            cs: Segment { selector: page << 8, attributes: 0x9b, limit: 0xffff, base: u64::from(page) << 12 },
-            ds: data,
-            es: data,
-            ss: data,
-            fs: data,
-            gs: data,
-            ldtr: Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() },
-            tr: Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() },
+            segments: Segments::new(|which| match which {
+                SegmentName::Cs => {
+                    Segment { selector: page << 8, attributes: 0x9b, base: u64::from(page) << 12, ..data }
+                }
+                SegmentName::Ldtr => Segment { attributes: 0x82, ..data },
+                SegmentName::Tr => Segment { attributes: 0x8b, ..data },
+                _ => data,
+            }),
             gdtr: TableRegister { base: 0, limit: 0xffff },
             idtr: TableRegister { base: 0, limit: 0xffff },
             pat: Self::RESET_PAT,

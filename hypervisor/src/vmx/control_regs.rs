@@ -10,32 +10,10 @@
 //! Source: Intel SDM vol. 3C (326019-080), §23.8 Restrictions on VMX Operation, §24.6.6
 //! Guest/Host Masks and Read Shadows, §26.3.1.1.
 
-/// CR0.PE: protected mode.
-pub const CR0_PE: u64 = 1 << 0;
-/// CR0.NE.
-pub const CR0_NE: u64 = 1 << 5;
-/// CR0.NW.
-pub const CR0_NW: u64 = 1 << 29;
-/// CR0.CD.
-pub const CR0_CD: u64 = 1 << 30;
-/// CR0.PG: paging.
-pub const CR0_PG: u64 = 1 << 31;
-/// CR4.PAE.
-pub const CR4_PAE: u64 = 1 << 5;
-/// CR4.MCE.
-pub const CR4_MCE: u64 = 1 << 6;
-/// CR4.VMXE.
-pub const CR4_VMXE: u64 = 1 << 13;
-/// CR4.PCIDE.
-pub const CR4_PCIDE: u64 = 1 << 17;
-/// CR4.OSXSAVE.
-/// EFER.LME.
-pub const EFER_LME: u64 = 1 << 8;
-/// EFER.LMA.
-pub const EFER_LMA: u64 = 1 << 10;
+use crate::policy::control::{cr0, cr4, efer};
 
 /// The bits of CR0 that exit when the guest changes them.
-pub const CR0_MASK: u64 = CR0_NE | CR0_NW | CR0_CD;
+pub const CR0_MASK: u64 = cr0::NE | cr0::NW | cr0::CD;
 
 /// The bits of CR4 that are the guest's: VME PVI TSD DE PSE PAE, PGE PCE OSFXSR OSXMMEXCPT
 /// UMIP, FSGSBASE PCIDE OSXSAVE, SMEP SMAP. Where the CPU lacks one, it refuses it itself.
@@ -68,7 +46,7 @@ impl FixedBits {
     /// The same for a guest's CR0, where unrestricted guest frees PE and PG.
     #[must_use]
     pub const fn for_unrestricted_guest(self) -> Self {
-        Self { must_be_one: self.must_be_one & !(CR0_PE | CR0_PG), ..self }
+        Self { must_be_one: self.must_be_one & !(cr0::PE | cr0::PG), ..self }
     }
 
     /// Whether the CPU accepts the value.
@@ -81,7 +59,7 @@ impl FixedBits {
 /// A guest's CR0 as the CPU must hold it.
 #[must_use]
 pub const fn real_cr0(guest: u64, fixed: FixedBits) -> u64 {
-    let guest = guest & !(CR0_CD | CR0_NW) | CR0_NE;
+    let guest = guest & !(cr0::CD | cr0::NW) | cr0::NE;
     fixed.for_unrestricted_guest().apply(guest)
 }
 
@@ -89,7 +67,7 @@ pub const fn real_cr0(guest: u64, fixed: FixedBits) -> u64 {
 /// shut the machine down.
 #[must_use]
 pub const fn real_cr4(guest: u64, fixed: FixedBits) -> u64 {
-    fixed.apply(guest | CR4_MCE | CR4_VMXE)
+    fixed.apply(guest | cr4::MCE | cr4::VMXE)
 }
 
 /// A control register as the guest sees it.
@@ -98,19 +76,13 @@ pub const fn guest_view(real: u64, shadow: u64, mask: u64) -> u64 {
     real & !mask | shadow & mask
 }
 
-/// EFER with LMA as CR0.PG and LME make it.
-#[must_use]
-pub const fn efer_with_lma(efer: u64, cr0: u64) -> u64 {
-    if efer & EFER_LME != 0 && cr0 & CR0_PG != 0 { efer | EFER_LMA } else { efer & !EFER_LMA }
-}
-
 /// Whether a write of CR0 makes the CPU load PAE page-directory pointers from memory. A write that
 /// exits cannot be completed by storing the value then: the guest repeats it with nothing
 /// masked left to change.
 #[must_use]
 pub const fn loads_pdptes(old_cr0: u64, new_cr0: u64, cr4: u64, efer: u64) -> bool {
-    let turns_paging_on = new_cr0 & CR0_PG != 0 && old_cr0 & CR0_PG == 0;
-    turns_paging_on && cr4 & CR4_PAE != 0 && efer & EFER_LME == 0
+    let turns_paging_on = new_cr0 & cr0::PG != 0 && old_cr0 & cr0::PG == 0;
+    turns_paging_on && cr4 & cr4::PAE != 0 && efer & efer::LME == 0
 }
 
 #[cfg(test)]
@@ -135,10 +107,10 @@ mod tests {
         for value in [0, 0x10, 0x11, 0x6000_0010, 0x8005_0033] {
             let real = real_cr0(value, CR0);
             assert!(CR0.for_unrestricted_guest().accepts(real), "{value:#x}");
-            assert_eq!(real & (CR0_CD | CR0_NW), 0, "caches stay on");
+            assert_eq!(real & (cr0::CD | cr0::NW), 0, "caches stay on");
         }
         assert!(!CR0.accepts(0x11) && CR4.accepts(real_cr4(0, CR4)));
-        assert_eq!(real_cr4(0, CR4), CR4_VMXE | CR4_MCE);
+        assert_eq!(real_cr4(0, CR4), cr4::VMXE | cr4::MCE);
     }
 
     #[test]
@@ -153,17 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn lma_follows_paging() {
-        assert_eq!(efer_with_lma(EFER_LME, CR0_PG), EFER_LME | EFER_LMA);
-        assert_eq!(efer_with_lma(EFER_LME | EFER_LMA, 0), EFER_LME);
-        assert_eq!(efer_with_lma(0, CR0_PG), 0);
-    }
-
-    #[test]
     fn only_pae_paging_without_long_mode_loads_pointers() {
-        assert!(loads_pdptes(0x11, CR0_PG | 0x31, CR4_PAE, 0));
-        assert!(!loads_pdptes(0x11, CR0_PG | 0x31, CR4_PAE, EFER_LME));
-        assert!(!loads_pdptes(0x11, CR0_PG | 0x31, 0, 0));
-        assert!(!loads_pdptes(CR0_PG | 0x11, CR0_PG | 0x31, CR4_PAE, 0));
+        assert!(loads_pdptes(0x11, cr0::PG | 0x31, cr4::PAE, 0));
+        assert!(!loads_pdptes(0x11, cr0::PG | 0x31, cr4::PAE, efer::LME));
+        assert!(!loads_pdptes(0x11, cr0::PG | 0x31, 0, 0));
+        assert!(!loads_pdptes(cr0::PG | 0x11, cr0::PG | 0x31, cr4::PAE, 0));
     }
 }

@@ -14,9 +14,10 @@ use core::fmt;
 use guest_abi::num::low_u32;
 
 use super::caps::{Capabilities, EntryControls};
-use super::control_regs::{CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
 use super::fields::{Field, SegmentFields};
 use crate::backend::SegmentName;
+use crate::policy::control::{cr0, cr4, efer};
+use crate::policy::msr::is_canonical;
 
 /// A check that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,13 +85,13 @@ impl State<'_> {
         let (cr0, cr4) = ((self.read)(Field::GUEST_CR0), (self.read)(Field::GUEST_CR4));
         let fixed = self.caps.cr0.for_unrestricted_guest();
         self.require(fixed.accepts(cr0), Field::GUEST_CR0, "a bit that VT-x fixes has the wrong value")?;
-        self.require(cr0 & CR0_PG == 0 || cr0 & CR0_PE != 0, Field::GUEST_CR0, "paging needs protected mode")?;
+        self.require(cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0, Field::GUEST_CR0, "paging needs protected mode")?;
         self.require(self.caps.cr4.accepts(cr4), Field::GUEST_CR4, "a bit that VT-x fixes has the wrong value")?;
         if self.is_long() {
-            self.require(cr0 & CR0_PG != 0, Field::GUEST_CR0, "IA-32e mode needs paging")?;
-            self.require(cr4 & CR4_PAE != 0, Field::GUEST_CR4, "IA-32e mode needs PAE")?;
+            self.require(cr0 & cr0::PG != 0, Field::GUEST_CR0, "IA-32e mode needs paging")?;
+            self.require(cr4 & cr4::PAE != 0, Field::GUEST_CR4, "IA-32e mode needs PAE")?;
         } else {
-            self.require(cr4 & CR4_PCIDE == 0, Field::GUEST_CR4, "PCIDE needs IA-32e mode")?;
+            self.require(cr4 & cr4::PCIDE == 0, Field::GUEST_CR4, "PCIDE needs IA-32e mode")?;
         }
         let cr3 = (self.read)(Field::GUEST_CR3);
         self.require(cr3 >> 52 == 0, Field::GUEST_CR3, "bits beyond the physical address must be 0")
@@ -109,11 +110,11 @@ impl State<'_> {
         self.require(pat.iter().all(is_type), Field::GUEST_PAT, "each byte must be a memory type")?;
         let efer = (self.read)(Field::GUEST_EFER);
         self.require(efer & !0xd01 == 0, Field::GUEST_EFER, "reserved bits must be 0")?;
-        let lma = efer & EFER_LMA != 0;
+        let lma = efer & efer::LMA != 0;
         self.require(lma == self.is_long(), Field::GUEST_EFER, "LMA must equal the entry control for IA-32e mode")?;
-        let paging = (self.read)(Field::GUEST_CR0) & CR0_PG != 0;
+        let paging = (self.read)(Field::GUEST_CR0) & cr0::PG != 0;
         self.require(
-            !paging || lma == (efer & EFER_LME != 0),
+            !paging || lma == (efer & efer::LME != 0),
             Field::GUEST_EFER,
             "LMA must equal LME while paging is on",
         )
@@ -150,7 +151,7 @@ impl State<'_> {
         let rights = (self.read)(f.rights);
         let stack_rights = (self.read)(Field::GUEST_SS_RIGHTS);
         let (dpl, stack_dpl) = (rights >> 5 & 3, stack_rights >> 5 & 3);
-        let real_mode = (self.read)(Field::GUEST_CR0) & CR0_PE == 0;
+        let real_mode = (self.read)(Field::GUEST_CR0) & cr0::PE == 0;
         match rights & 15 {
             // Only unrestricted guest admits data in CS.
             3 => self.require(dpl == 0, f.rights, "CS of type 3 must have DPL 0")?,
@@ -170,7 +171,7 @@ impl State<'_> {
         let rights = (self.read)(f.rights);
         let dpl = rights >> 5 & 3;
         let data_in_cs = (self.read)(Field::GUEST_CS_RIGHTS) & 15 == 3;
-        let real_mode = (self.read)(Field::GUEST_CR0) & CR0_PE == 0;
+        let real_mode = (self.read)(Field::GUEST_CR0) & cr0::PE == 0;
         self.require(!(data_in_cs || real_mode) || dpl == 0, f.rights, "DPL must be 0 in real mode")?;
         if rights & UNUSABLE != 0 {
             return Ok(());
@@ -271,7 +272,7 @@ impl State<'_> {
         let flags = (self.read)(Field::GUEST_RFLAGS);
         self.require(flags & 0xffff_ffff_ffc0_8028 == 0, Field::GUEST_RFLAGS, "reserved bits must be 0")?;
         self.require(flags & 2 != 0, Field::GUEST_RFLAGS, "bit 1 must be set")?;
-        let protected = (self.read)(Field::GUEST_CR0) & CR0_PE != 0;
+        let protected = (self.read)(Field::GUEST_CR0) & cr0::PE != 0;
         self.require(
             flags & RFLAGS_VM == 0 || protected && !self.is_long(),
             Field::GUEST_RFLAGS,
@@ -313,10 +314,6 @@ impl State<'_> {
     }
 }
 
-const fn is_canonical(address: u64) -> bool {
-    ((address << 16).cast_signed() >> 16).cast_unsigned() == address
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -350,7 +347,7 @@ pub(crate) mod tests {
         state.cr0 = 0x8000_0033;
         state.cr4 = 0x20;
         state.efer = 0x501;
-        state.cs.attributes = 0xa09b;
+        state.segments.0[SegmentName::Cs as usize].attributes = 0xa09b;
         state
     }
 

@@ -13,10 +13,11 @@
 use guest_abi::Gpa;
 use guest_abi::num::{low_u8, low_u16, low_u32};
 
-use super::control_regs::{CR0_MASK, EFER_LMA, guest_view};
+use super::control_regs::{CR0_MASK, guest_view};
 use super::event::{Event, EventKind, is_vectoring};
 use super::fields::Field;
 use crate::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
+use crate::policy::control::efer;
 use crate::vcpu::regs::GuestRegs;
 
 /// Basic exit reasons that need a name in code; the table of all is [`NAMES`].
@@ -273,7 +274,7 @@ fn general_register(regs: &GuestRegs, number: u8, read: &impl Fn(Field) -> u64) 
         Some(register) => *register,
         None => read(Field::GUEST_RSP),
     };
-    let is_long = read(Field::GUEST_EFER) & EFER_LMA != 0 && read(Field::GUEST_CS_RIGHTS) & 1 << 13 != 0;
+    let is_long = read(Field::GUEST_EFER) & efer::LMA != 0 && read(Field::GUEST_CS_RIGHTS) & 1 << 13 != 0;
     if is_long { value } else { value & 0xffff_ffff }
 }
 

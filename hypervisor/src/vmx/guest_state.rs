@@ -8,17 +8,18 @@
 use guest_abi::num::{low_u16, low_u32};
 
 use super::caps::{Capabilities, EntryControls};
-use super::control_regs::{CR0_MASK, CR4_MASK, EFER_LMA, efer_with_lma, guest_view, real_cr0, real_cr4};
+use super::control_regs::{CR0_MASK, CR4_MASK, guest_view, real_cr0, real_cr4};
 use super::fields::{Field, SegmentFields};
 use crate::backend::SegmentName;
-use crate::vcpu::regs::{CpuState, Segment, TableRegister};
+use crate::policy::control::{efer, efer_with_lma};
+use crate::vcpu::regs::{CpuState, Segment, Segments, TableRegister};
 
 /// Writes every field that the state determines, and resets what a fresh state has not: pending
 /// debug exceptions, interrupt shadow, events. `write` executes VMWRITE.
 pub fn store(state: &CpuState, caps: &Capabilities, mut write: impl FnMut(Field, u64)) {
     let efer = efer_with_lma(state.efer, state.cr0);
-    for (which, segment) in segments(state) {
-        let f = SegmentFields::of(which);
+    for which in SegmentName::ALL {
+        let (f, segment) = (SegmentFields::of(which), state.segments[which]);
         write(f.selector, u64::from(segment.selector));
         write(f.limit, u64::from(segment.limit));
         write(f.rights, u64::from(segment.attributes));
@@ -56,14 +57,13 @@ pub fn store(state: &CpuState, caps: &Capabilities, mut write: impl FnMut(Field,
 #[must_use]
 pub fn entry_controls(caps: &Capabilities, efer: u64) -> u64 {
     let mut entry = caps.controls.entry;
-    entry.set(EntryControls::GUEST_LONG_MODE, efer & EFER_LMA != 0);
+    entry.set(EntryControls::GUEST_LONG_MODE, efer & efer::LMA != 0);
     u64::from(entry.bits())
 }
 
 /// Reads the state back as the guest sees it; CR2 and XCR0 are left 0. `read` executes VMREAD.
 #[must_use]
 pub fn fetch(read: impl Fn(Field) -> u64) -> CpuState {
-    let segment = |which| fetch_segment(which, &read);
     let table = |base, limit| TableRegister { base: read(base), limit: low_u16(read(limit)) };
     CpuState {
         rip: read(Field::GUEST_RIP),
@@ -76,14 +76,7 @@ pub fn fetch(read: impl Fn(Field) -> u64) -> CpuState {
         efer: read(Field::GUEST_EFER),
         xcr0: 0,
         dr7: read(Field::GUEST_DR7),
-        es: segment(SegmentName::Es),
-        cs: segment(SegmentName::Cs),
-        ss: segment(SegmentName::Ss),
-        ds: segment(SegmentName::Ds),
-        fs: segment(SegmentName::Fs),
-        gs: segment(SegmentName::Gs),
-        ldtr: segment(SegmentName::Ldtr),
-        tr: segment(SegmentName::Tr),
+        segments: Segments::new(|which| fetch_segment(which, &read)),
         gdtr: table(Field::GUEST_GDTR_BASE, Field::GUEST_GDTR_LIMIT),
         idtr: table(Field::GUEST_IDTR_BASE, Field::GUEST_IDTR_LIMIT),
         pat: read(Field::GUEST_PAT),
@@ -100,19 +93,6 @@ pub fn fetch_segment(which: SegmentName, read: impl Fn(Field) -> u64) -> Segment
         limit: low_u32(read(f.limit)),
         base: read(f.base),
     }
-}
-
-const fn segments(state: &CpuState) -> [(SegmentName, Segment); 8] {
-    [
-        (SegmentName::Es, state.es),
-        (SegmentName::Cs, state.cs),
-        (SegmentName::Ss, state.ss),
-        (SegmentName::Ds, state.ds),
-        (SegmentName::Fs, state.fs),
-        (SegmentName::Gs, state.gs),
-        (SegmentName::Ldtr, state.ldtr),
-        (SegmentName::Tr, state.tr),
-    ]
 }
 
 #[cfg(test)]

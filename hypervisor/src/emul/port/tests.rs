@@ -2,7 +2,7 @@
 //! Port accesses as exits of a guest.
 
 use super::*;
-use crate::backend::Injection;
+use crate::backend::{Injection, SegmentName};
 use crate::exit::Exit;
 use crate::testing::{Guest, HOLE, Host, arg};
 
@@ -226,7 +226,7 @@ fn a_process_with_rights_to_a_port_reaches_no_memory_of_its_kernel() {
 #[test]
 fn strings_outside_64_bit_code_are_refused() {
     let (_, guest) = Host::with_guest();
-    guest.cpu(0).state.cs.attributes = 0xc09b;
+    guest.cpu(0).state.segments.0[SegmentName::Cs as usize].attributes = 0xc09b;
     guest.set_regs(|regs| (regs.rsi, regs.rcx) = (arg(1), 1));
     run_string(&guest, &[0xf3, 0x6e], string(DEBUG, 1, false, true));
     assert_eq!((guest.moved(), guest.take_queued()), (0, GP));

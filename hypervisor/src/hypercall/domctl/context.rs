@@ -11,14 +11,12 @@ use guest_abi::{DomId, Errno, VcpuId};
 
 use super::super::{Call, DONE, HypercallResult};
 use super::argument;
-use crate::backend::GuestMsr;
+use crate::backend::{GuestMsr, SegmentName};
 use crate::domain::Domain;
+use crate::policy::control::cr0;
 use crate::vcpu::regs::{CpuState, GuestRegs};
 use crate::vcpu::{RunState, Vcpu};
 
-const CR0_PE: u64 = 1 << 0;
-/// Always 1, whether a toolstack says so or not.
-const CR0_ET: u64 = 1 << 4;
 /// Always 1.
 const RFLAGS_1: u64 = 1 << 1;
 /// Carry, parity, adjust, zero, sign, direction, overflow: all that may be set at the entry.
@@ -41,7 +39,8 @@ pub(super) fn set(call: &mut Call<'_>, id: DomId) -> HypercallResult {
     let control: [u64; NR_CTRLREGS] = call.read(at(abi::VCPU_CONTEXT_CTRLREG))?;
     let entry = u32::try_from(regs.rip).map_err(|_| Errno::EINVAL)?;
     let stack = u32::try_from(regs.rsp).map_err(|_| Errno::EINVAL)?;
-    if control[0] & !(CR0_PE | CR0_ET) != 0
+    // ET is always 1, whether a toolstack says so or not.
+    if control[0] & !(cr0::PE | cr0::ET) != 0
         || control[1..].iter().any(|value| *value != 0)
         || regs.rflags & !(RFLAGS_1 | RFLAGS_STATUS) != 0
     {
@@ -118,14 +117,14 @@ fn user_regs(cpu: &CpuState, regs: &GuestRegs) -> CpuUserRegs {
         rsi: regs.rsi,
         rdi: regs.rdi,
         rip: cpu.rip,
-        cs: cpu.cs.selector,
+        cs: cpu.segments[SegmentName::Cs].selector,
         rflags: cpu.rflags,
         rsp: cpu.rsp,
-        ss: cpu.ss.selector,
-        es: cpu.es.selector,
-        ds: cpu.ds.selector,
-        fs: cpu.fs.selector,
-        gs: cpu.gs.selector,
+        ss: cpu.segments[SegmentName::Ss].selector,
+        es: cpu.segments[SegmentName::Es].selector,
+        ds: cpu.segments[SegmentName::Ds].selector,
+        fs: cpu.segments[SegmentName::Fs].selector,
+        gs: cpu.segments[SegmentName::Gs].selector,
         ..CpuUserRegs::default()
     }
 }

@@ -5,6 +5,7 @@
 
 use guest_abi::Gpa;
 use guest_abi::num::{low_u8, low_u16, low_u32};
+use hypervisor::backend::SegmentName;
 use hypervisor::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
 
 use super::EVENT_VALID;
@@ -74,7 +75,7 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
 pub(super) fn hypercall_of(vmcb: &Vmcb) -> Exit {
     if vmcb.cpl != 0 {
         Exit::UserHypercall
-    } else if vmcb.cs.is_long() {
+    } else if vmcb.segment(SegmentName::Cs).is_long() {
         Exit::Hypercall
     } else {
         Exit::NarrowHypercall

@@ -25,8 +25,9 @@ use hypervisor::addr::{Hpa, Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::Exit;
 use hypervisor::pcpu::MAX_PCPUS;
+use hypervisor::policy::control::{efer, efer_with_lma};
 use hypervisor::tlb::{Flush, PcpuTlb, VcpuSerial, Wanted};
-use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
+use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment, Segments};
 use spin::{Mutex, Once};
 
 use self::vmcb::{Vmcb, intercept1, intercept2, v_intr};
@@ -60,9 +61,6 @@ const MSR_VM_CR: u32 = 0xc001_0114;
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const EFER_SVME: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_LME: u64 = 1 << 8;
-const CR0_PG: u64 = 1 << 31;
 const RFLAGS_IF: u64 = 1 << 9;
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_ERROR: u64 = 1 << 11;
@@ -439,17 +437,7 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn segment(&self, which: SegmentName) -> Segment {
-        let vmcb = &self.vmcb;
-        match which {
-            SegmentName::Es => vmcb.es.get(),
-            SegmentName::Cs => vmcb.cs.get(),
-            SegmentName::Ss => vmcb.ss.get(),
-            SegmentName::Ds => vmcb.ds.get(),
-            SegmentName::Fs => vmcb.fs.get(),
-            SegmentName::Gs => vmcb.gs.get(),
-            SegmentName::Ldtr => vmcb.ldtr.get(),
-            SegmentName::Tr => vmcb.tr.get(),
-        }
+        self.vmcb.segment(which).get()
     }
 
     fn paging(&self) -> Paging {
@@ -459,17 +447,11 @@ impl VcpuHw for SvmVcpu {
 
     fn set_state(&mut self, state: &CpuState) {
         let vmcb = &mut self.vmcb;
-        vmcb.es.set(&state.es);
-        vmcb.cs.set(&state.cs);
-        vmcb.ss.set(&state.ss);
-        vmcb.ds.set(&state.ds);
-        vmcb.fs.set(&state.fs);
-        vmcb.gs.set(&state.gs);
-        vmcb.ldtr.set(&state.ldtr);
-        vmcb.tr.set(&state.tr);
-        vmcb.gdtr.set_table(state.gdtr);
-        vmcb.idtr.set_table(state.idtr);
-        vmcb.cpl = guest_abi::num::low_u8(u64::from(state.ss.attributes >> 5 & 3));
+        for which in SegmentName::ALL {
+            vmcb.segment_mut(which).set(&state.segments[which]);
+        }
+        vmcb.set_tables(state.gdtr, state.idtr);
+        vmcb.cpl = low_u8(u64::from(state.segments[SegmentName::Ss].attributes >> 5 & 3));
         vmcb.rip = state.rip;
         vmcb.rsp = state.rsp;
         vmcb.rflags = state.rflags;
@@ -490,6 +472,7 @@ impl VcpuHw for SvmVcpu {
 
     fn state(&self) -> CpuState {
         let vmcb = &self.vmcb;
+        let [gdtr, idtr] = vmcb.tables();
         CpuState {
             rip: vmcb.rip,
             rsp: vmcb.rsp,
@@ -501,24 +484,16 @@ impl VcpuHw for SvmVcpu {
             efer: self.efer(),
             xcr0: self.lazy.xcr0(),
             dr7: vmcb.dr7,
-            es: vmcb.es.get(),
-            cs: vmcb.cs.get(),
-            ss: vmcb.ss.get(),
-            ds: vmcb.ds.get(),
-            fs: vmcb.fs.get(),
-            gs: vmcb.gs.get(),
-            ldtr: vmcb.ldtr.get(),
-            tr: vmcb.tr.get(),
-            gdtr: vmcb.gdtr.table(),
-            idtr: vmcb.idtr.table(),
+            segments: Segments::new(|which| vmcb.segment(which).get()),
+            gdtr,
+            idtr,
             pat: vmcb.g_pat,
         }
     }
 
     fn set_cr0(&mut self, value: u64) {
         self.vmcb.cr0 = value;
-        let wants_long = self.vmcb.efer & EFER_LME != 0 && value & CR0_PG != 0;
-        self.vmcb.efer = if wants_long { self.vmcb.efer | EFER_LMA } else { self.vmcb.efer & !EFER_LMA };
+        self.vmcb.efer = efer_with_lma(self.vmcb.efer, value);
     }
 
     fn set_cr4(&mut self, value: u64) {
@@ -526,8 +501,8 @@ impl VcpuHw for SvmVcpu {
     }
 
     fn set_efer(&mut self, value: u64) {
-        let lma = self.vmcb.efer & EFER_LMA;
-        self.vmcb.efer = value & !EFER_LMA | lma | EFER_SVME;
+        let lma = self.vmcb.efer & efer::LMA;
+        self.vmcb.efer = value & !efer::LMA | lma | EFER_SVME;
     }
 
     fn efer(&self) -> u64 {
@@ -549,18 +524,11 @@ impl VcpuHw for SvmVcpu {
     fn msr(&self, msr: GuestMsr) -> u64 {
         let vmcb = &self.vmcb;
         match msr {
-            GuestMsr::FsBase => vmcb.fs.base,
-            GuestMsr::GsBase => vmcb.gs.base,
-            GuestMsr::KernelGsBase => vmcb.kernel_gs_base,
-            GuestMsr::Star => vmcb.star,
-            GuestMsr::Lstar => vmcb.lstar,
-            GuestMsr::Cstar => vmcb.cstar,
-            GuestMsr::Sfmask => vmcb.sfmask,
-            GuestMsr::SysenterCs => vmcb.sysenter_cs,
-            GuestMsr::SysenterEsp => vmcb.sysenter_esp,
-            GuestMsr::SysenterEip => vmcb.sysenter_eip,
+            GuestMsr::FsBase => vmcb.segment(SegmentName::Fs).base,
+            GuestMsr::GsBase => vmcb.segment(SegmentName::Gs).base,
             GuestMsr::Pat => vmcb.g_pat,
             GuestMsr::TscAux => self.tsc_aux,
+            other => vmcb.msrs[other as usize],
         }
     }
 
@@ -650,18 +618,11 @@ impl SvmVcpu {
     fn msr_field(&mut self, msr: GuestMsr) -> &mut u64 {
         let vmcb = &mut self.vmcb;
         match msr {
-            GuestMsr::FsBase => &mut vmcb.fs.base,
-            GuestMsr::GsBase => &mut vmcb.gs.base,
-            GuestMsr::KernelGsBase => &mut vmcb.kernel_gs_base,
-            GuestMsr::Star => &mut vmcb.star,
-            GuestMsr::Lstar => &mut vmcb.lstar,
-            GuestMsr::Cstar => &mut vmcb.cstar,
-            GuestMsr::Sfmask => &mut vmcb.sfmask,
-            GuestMsr::SysenterCs => &mut vmcb.sysenter_cs,
-            GuestMsr::SysenterEsp => &mut vmcb.sysenter_esp,
-            GuestMsr::SysenterEip => &mut vmcb.sysenter_eip,
+            GuestMsr::FsBase => &mut vmcb.segment_mut(SegmentName::Fs).base,
+            GuestMsr::GsBase => &mut vmcb.segment_mut(SegmentName::Gs).base,
             GuestMsr::Pat => &mut vmcb.g_pat,
             GuestMsr::TscAux => &mut self.tsc_aux,
+            other => &mut vmcb.msrs[other as usize],
         }
     }
 }

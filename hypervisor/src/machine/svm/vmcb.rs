@@ -3,6 +3,7 @@
 //!
 //! Source: AMD APM vol. 2 (24593, rev. 3.41), appendix B, Layout of VMCB.
 
+use hypervisor::backend::{GuestMsr, SegmentName};
 use hypervisor::vcpu::regs::{Segment, TableRegister};
 
 /// A segment register in the save area. Attributes are packed to 12 bits.
@@ -40,12 +41,12 @@ impl VmcbSegment {
         self.attributes & 1 << 9 != 0
     }
 
-    pub(super) fn set_table(&mut self, table: TableRegister) {
+    fn set_table(&mut self, table: TableRegister) {
         self.limit = u32::from(table.limit);
         self.base = table.base;
     }
 
-    pub(super) fn table(&self) -> TableRegister {
+    fn table(&self) -> TableRegister {
         TableRegister { base: self.base, limit: guest_abi::num::low_u16(u64::from(self.limit)) }
     }
 }
@@ -79,16 +80,8 @@ pub(super) struct Vmcb {
     pub(super) clean: u64,
     pub(super) next_rip: u64,
     reserved_0d0: [u8; 0x400 - 0xd0],
-    pub(super) es: VmcbSegment,
-    pub(super) cs: VmcbSegment,
-    pub(super) ss: VmcbSegment,
-    pub(super) ds: VmcbSegment,
-    pub(super) fs: VmcbSegment,
-    pub(super) gs: VmcbSegment,
-    pub(super) gdtr: VmcbSegment,
-    pub(super) ldtr: VmcbSegment,
-    pub(super) idtr: VmcbSegment,
-    pub(super) tr: VmcbSegment,
+    /// As [`slot`] numbers them, with [`GDTR`] and [`IDTR`] between.
+    segments: [VmcbSegment; 10],
     reserved_4a0: [u8; 0x4cb - 0x4a0],
     pub(super) cpl: u8,
     reserved_4cc: [u8; 4],
@@ -105,19 +98,50 @@ pub(super) struct Vmcb {
     pub(super) rsp: u64,
     reserved_5e0: [u8; 0x5f8 - 0x5e0],
     pub(super) rax: u64,
-    pub(super) star: u64,
-    pub(super) lstar: u64,
-    pub(super) cstar: u64,
-    pub(super) sfmask: u64,
-    pub(super) kernel_gs_base: u64,
-    pub(super) sysenter_cs: u64,
-    pub(super) sysenter_esp: u64,
-    pub(super) sysenter_eip: u64,
+    /// STAR and those up to SYSENTER_EIP, in the order of [`GuestMsr`].
+    pub(super) msrs: [u64; NR_MSRS],
     pub(super) cr2: u64,
     reserved_648: [u8; 0x668 - 0x648],
     pub(super) g_pat: u64,
     pub(super) debug_control: u64,
     reserved_678: [u8; 0x1000 - 0x678],
+}
+
+/// MSRs that the block holds one behind the other.
+pub(super) const NR_MSRS: usize = GuestMsr::SysenterEip as usize + 1;
+const GDTR: usize = 6;
+const IDTR: usize = 8;
+
+/// Where a segment register stands among the others.
+const fn slot(which: SegmentName) -> usize {
+    match which {
+        SegmentName::Ldtr => 7,
+        SegmentName::Tr => 9,
+        other => other as usize,
+    }
+}
+
+impl Vmcb {
+    /// A segment register.
+    pub(super) const fn segment(&self, which: SegmentName) -> &VmcbSegment {
+        &self.segments[slot(which)]
+    }
+
+    /// A segment register, to be written.
+    pub(super) const fn segment_mut(&mut self, which: SegmentName) -> &mut VmcbSegment {
+        &mut self.segments[slot(which)]
+    }
+
+    /// GDTR and IDTR.
+    pub(super) fn tables(&self) -> [TableRegister; 2] {
+        [GDTR, IDTR].map(|table| self.segments[table].table())
+    }
+
+    /// Sets GDTR and IDTR.
+    pub(super) fn set_tables(&mut self, gdtr: TableRegister, idtr: TableRegister) {
+        self.segments[GDTR].set_table(gdtr);
+        self.segments[IDTR].set_table(idtr);
+    }
 }
 
 const _: () = {
@@ -131,14 +155,15 @@ const _: () = {
     assert!(offset_of!(Vmcb, np_control) == 0x90);
     assert!(offset_of!(Vmcb, event_inj) == 0xa8);
     assert!(offset_of!(Vmcb, next_rip) == 0xc8);
-    assert!(offset_of!(Vmcb, es) == 0x400);
-    assert!(offset_of!(Vmcb, tr) == 0x490);
+    assert!(offset_of!(Vmcb, segments) == 0x400);
+    assert!(slot(SegmentName::Ldtr) * 16 == 0x70 && slot(SegmentName::Tr) * 16 == 0x90);
     assert!(offset_of!(Vmcb, cpl) == 0x4cb);
     assert!(offset_of!(Vmcb, efer) == 0x4d0);
     assert!(offset_of!(Vmcb, cr4) == 0x548);
     assert!(offset_of!(Vmcb, rip) == 0x578);
     assert!(offset_of!(Vmcb, rsp) == 0x5d8);
     assert!(offset_of!(Vmcb, rax) == 0x5f8);
+    assert!(offset_of!(Vmcb, msrs) + 8 * GuestMsr::KernelGsBase as usize == 0x620);
     assert!(offset_of!(Vmcb, cr2) == 0x640);
     assert!(offset_of!(Vmcb, g_pat) == 0x668);
 };
@@ -149,18 +174,7 @@ pub(super) mod intercept1 {
     pub(in super::super) const IRET: u32 = 1 << 20;
     /// INTR, NMI, SMI, INIT; RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, I/O, MSRs, task switches,
     /// FERR freeze and shutdown.
-    pub(in super::super) const ALWAYS: u32 = 0xf
-        | 1 << 15
-        | 1 << 18
-        | 1 << 19
-        | 1 << 22
-        | 1 << 24
-        | 1 << 26
-        | 1 << 27
-        | 1 << 28
-        | 1 << 29
-        | 1 << 30
-        | 1 << 31;
+    pub(in super::super) const ALWAYS: u32 = 0xf | 1 << 15 | 3 << 18 | 1 << 22 | 1 << 24 | 0x3f << 26;
 }
 
 /// The second intercept word (offset 0x10).

@@ -6,8 +6,8 @@
 
 use guest_abi::num::{low_u8, low_u32};
 use hypervisor::backend::Injection;
+use hypervisor::policy::control::cr0;
 use hypervisor::vmx::caps::Proc;
-use hypervisor::vmx::control_regs::CR0_PE;
 use hypervisor::vmx::event::{Event, EventKind, nmi_unblocked_by_iret};
 use hypervisor::vmx::fields::Field;
 use hypervisor::vmx::pending::Pending;
@@ -137,7 +137,7 @@ impl Events {
 }
 
 fn write_event(vmcs: &Active<'_>, event: Event) {
-    let protected = event.error_code.is_none() || vmcs.read(Field::GUEST_CR0) & CR0_PE != 0;
+    let protected = event.error_code.is_none() || vmcs.read(Field::GUEST_CR0) & cr0::PE != 0;
     if let Some(code) = event.error_code {
         // SAFETY: an error code is data for the guest.
         unsafe { vmcs.write(Field::ENTRY_ERROR_CODE, u64::from(code)) };

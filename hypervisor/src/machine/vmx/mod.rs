@@ -26,9 +26,9 @@ use alloc::boxed::Box;
 use guest_abi::isthmus;
 use hypervisor::addr::Hpa;
 use hypervisor::pcpu::MAX_PCPUS;
+use hypervisor::policy::control::cr4;
 use hypervisor::tlb::PcpuTlb;
 use hypervisor::vmx::caps::{Capabilities, CapabilityMsrs, NoVmx, Proc2};
-use hypervisor::vmx::control_regs::CR4_VMXE;
 use hypervisor::vmx::msr_bitmap;
 use spin::{Mutex, Once};
 
@@ -90,7 +90,7 @@ pub(crate) fn enable(caps: Capabilities) -> Result<(), &'static str> {
     // SAFETY: VT-x fixes NE to 1 beyond what is set; paging bits stay.
     unsafe { cpu::set_cr0(caps.cr0.apply(cpu::cr0())) };
     // SAFETY: the CPU reports VT-x.
-    unsafe { cpu::set_cr4(caps.cr4.apply(cpu::cr4() | CR4_VMXE)) };
+    unsafe { cpu::set_cr4(caps.cr4.apply(cpu::cr4() | cr4::VMXE)) };
     // SAFETY: the registers were set above, feature control by `probe`; the region is leaked.
     if !unsafe { vmcs::vmxon(region) } {
         return Err("VMXON failed");

@@ -13,12 +13,11 @@ use guest_abi::num::low_u32;
 use hypervisor::addr::{Mfn, Ticks};
 use hypervisor::backend::{GuestMsr, HYPERCALL_LENGTH, Injection, RunTimes, SegmentName, VcpuConfig, VcpuHw};
 use hypervisor::exit::{ControlRegister, Exit};
+use hypervisor::policy::control::{cr0, efer_with_lma};
 use hypervisor::tlb::{VcpuSerial, Wanted};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use hypervisor::vmx::caps::{Capabilities, Proc2};
-use hypervisor::vmx::control_regs::{
-    CR0_CD, CR0_MASK, CR0_NW, CR4_MASK, efer_with_lma, guest_view, loads_pdptes, real_cr0, real_cr4,
-};
+use hypervisor::vmx::control_regs::{CR0_MASK, CR4_MASK, guest_view, loads_pdptes, real_cr0, real_cr4};
 use hypervisor::vmx::exit::{Decoded, ExitReason, Local, decode, instruction_error, reason};
 use hypervisor::vmx::fields::Field;
 use hypervisor::vmx::{entry_check, guest_state};
@@ -261,7 +260,7 @@ impl VmxVcpu {
     #[cold]
     fn repeats_write(&mut self, value: u64) -> bool {
         let now = self.paging();
-        if !loads_pdptes(now.cr0, value, now.cr4, now.efer) || value & CR0_NW != 0 && value & CR0_CD == 0 {
+        if !loads_pdptes(now.cr0, value, now.cr4, now.efer) || value & cr0::NW != 0 && value & cr0::CD == 0 {
             return false;
         }
         self.set_cr0_shadow(guest_view(now.cr0, value, CR0_MASK));
@@ -354,12 +353,7 @@ const fn msr_field(msr: GuestMsr) -> Option<Field> {
         GuestMsr::SysenterEsp => Some(Field::GUEST_SYSENTER_ESP),
         GuestMsr::SysenterEip => Some(Field::GUEST_SYSENTER_EIP),
         GuestMsr::Pat => Some(Field::GUEST_PAT),
-        GuestMsr::KernelGsBase
-        | GuestMsr::Star
-        | GuestMsr::Lstar
-        | GuestMsr::Cstar
-        | GuestMsr::Sfmask
-        | GuestMsr::TscAux => None,
+        _ => None,
     }
 }
 

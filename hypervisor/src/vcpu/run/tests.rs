@@ -689,7 +689,7 @@ fn a_vcpu_that_went_down_starts_by_init_and_not_by_a_startup_ipi_alone() {
     guest.vcpu(1).lapic.post_sipi(5);
     guest.domain.kick(guest.vcpu(1));
     guest.run(1);
-    assert_eq!(guest.cpu(1).state.cs.base, 0x5000);
+    assert_eq!(guest.cpu(1).state.segments[crate::backend::SegmentName::Cs].base, 0x5000);
 }
 
 #[test]
