@@ -10,9 +10,10 @@
 //! Source: Intel SDM vol. 3D (326019-080), appendix A, VMX Capability Reporting Facility;
 //! vol. 3C, §24.6 to §24.8.
 
+use alloc::string::String;
 use core::fmt;
 
-use bitflags::bitflags;
+use bitflags::{Flags, bitflags};
 use guest_abi::num::{high_u32, low_u8, low_u32};
 
 use super::control_regs::FixedBits;
@@ -29,6 +30,8 @@ bitflags! {
         const VIRTUAL_NMIS = 1 << 5;
         /// A timer that runs in the guest and exits at 0.
         const PREEMPTION_TIMER = 1 << 6;
+        /// What must be there.
+        const REQUIRED = Self::EXTERNAL_INTERRUPT_EXIT.bits() | Self::NMI_EXIT.bits() | Self::VIRTUAL_NMIS.bits();
     }
 
     /// Primary processor-based controls.
@@ -67,7 +70,16 @@ bitflags! {
         /// MONITOR exits.
         const MONITOR_EXIT = 1 << 29;
         /// There are secondary controls.
-        const SECONDARY = 1 << 31;
+        const SECONDARY_CONTROLS = 1 << 31;
+        /// What must be there.
+        const REQUIRED = Self::SECONDARY_CONTROLS.bits() | Self::WINDOWS.bits() | Self::TSC_OFFSET.bits()
+            | Self::HLT_EXIT.bits() | Self::MWAIT_EXIT.bits() | Self::MONITOR_EXIT.bits() | Self::RDPMC_EXIT.bits()
+            | Self::CR8_LOAD_EXIT.bits() | Self::CR8_STORE_EXIT.bits()
+            | Self::IO_BITMAPS.bits() | Self::MSR_BITMAPS.bits();
+        /// What starts as 0 and is switched on while the guest runs.
+        const WINDOWS = Self::INTERRUPT_WINDOW.bits() | Self::NMI_WINDOW.bits();
+        /// What would steal from the guest what it needs without an exit.
+        const FORBIDDEN = Self::CR3_LOAD_EXIT.bits() | Self::CR3_STORE_EXIT.bits() | Self::INVLPG_EXIT.bits();
     }
 
     /// Secondary processor-based controls.
@@ -89,6 +101,11 @@ bitflags! {
         const INVPCID = 1 << 12;
         /// XSAVES and XRSTORS work in the guest.
         const XSAVES = 1 << 20;
+        /// What must be there.
+        const REQUIRED = Self::EPT.bits() | Self::UNRESTRICTED_GUEST.bits();
+        /// What is used where it is there.
+        const OPTIONAL = Self::RDTSCP.bits() | Self::VPID.bits() | Self::WBINVD_EXIT.bits() | Self::INVPCID.bits()
+            | Self::XSAVES.bits() | Self::PAUSE_LOOP_EXIT.bits();
     }
 
     /// Controls of VM exits.
@@ -97,7 +114,7 @@ bitflags! {
         /// DR7 and DEBUGCTL are saved.
         const SAVE_DEBUG = 1 << 2;
         /// The host runs in 64-bit mode.
-        const HOST_64BIT = 1 << 9;
+        const HOST_64_BIT = 1 << 9;
         /// An external interrupt is acknowledged at the local APIC before the exit.
         const ACKNOWLEDGE_INTERRUPT = 1 << 15;
         /// The guest's PAT is saved.
@@ -123,64 +140,6 @@ bitflags! {
         const LOAD_EFER = 1 << 15;
     }
 }
-
-/// A control that must be there, and how to say that it is not.
-type Requirement = (u32, &'static str);
-
-const PIN_REQUIRED: &[Requirement] = &[
-    (Pin::EXTERNAL_INTERRUPT_EXIT.bits(), "external-interrupt exiting"),
-    (Pin::NMI_EXIT.bits(), "NMI exiting"),
-    (Pin::VIRTUAL_NMIS.bits(), "virtual NMIs"),
-];
-const PROC_REQUIRED: &[Requirement] = &[
-    (Proc::SECONDARY.bits(), "secondary VM-execution controls"),
-    (Proc::INTERRUPT_WINDOW.bits(), "interrupt-window exiting"),
-    (Proc::NMI_WINDOW.bits(), "NMI-window exiting"),
-    (Proc::TSC_OFFSET.bits(), "TSC offsetting"),
-    (Proc::HLT_EXIT.bits(), "HLT exiting"),
-    (Proc::MWAIT_EXIT.bits(), "MWAIT exiting"),
-    (Proc::MONITOR_EXIT.bits(), "MONITOR exiting"),
-    (Proc::RDPMC_EXIT.bits(), "RDPMC exiting"),
-    (Proc::CR8_LOAD_EXIT.bits(), "CR8-load exiting"),
-    (Proc::CR8_STORE_EXIT.bits(), "CR8-store exiting"),
-    (Proc::IO_BITMAPS.bits(), "I/O bitmaps"),
-    (Proc::MSR_BITMAPS.bits(), "MSR bitmaps"),
-];
-const PROC2_REQUIRED: &[Requirement] =
-    &[(Proc2::EPT.bits(), "EPT (extended page tables)"), (Proc2::UNRESTRICTED_GUEST.bits(), "unrestricted guest")];
-const EXIT_REQUIRED: &[Requirement] = &[
-    (ExitControls::SAVE_DEBUG.bits(), "saving of debug controls at exits"),
-    (ExitControls::HOST_64BIT.bits(), "64-bit host"),
-    (ExitControls::ACKNOWLEDGE_INTERRUPT.bits(), "acknowledge interrupt on exit"),
-    (ExitControls::SAVE_PAT.bits(), "saving of PAT at exits"),
-    (ExitControls::LOAD_PAT.bits(), "loading of PAT at exits"),
-    (ExitControls::SAVE_EFER.bits(), "saving of EFER at exits"),
-    (ExitControls::LOAD_EFER.bits(), "loading of EFER at exits"),
-];
-const ENTRY_REQUIRED: &[Requirement] = &[
-    (EntryControls::LOAD_DEBUG.bits(), "loading of debug controls at entries"),
-    (EntryControls::GUEST_LONG_MODE.bits(), "64-bit guests"),
-    (EntryControls::LOAD_PAT.bits(), "loading of PAT at entries"),
-    (EntryControls::LOAD_EFER.bits(), "loading of EFER at entries"),
-];
-
-/// Controls that would steal from the guest what it needs without an exit.
-const PROC_FORBIDDEN: &[Requirement] = &[
-    (Proc::CR3_LOAD_EXIT.bits(), "CR3 writes without exits"),
-    (Proc::CR3_STORE_EXIT.bits(), "CR3 reads without exits"),
-    (Proc::INVLPG_EXIT.bits(), "INVLPG without exits"),
-];
-
-const PIN_OPTIONAL: u32 = Pin::PREEMPTION_TIMER.bits();
-const PROC2_OPTIONAL: u32 = Proc2::RDTSCP
-    .union(Proc2::VPID)
-    .union(Proc2::WBINVD_EXIT)
-    .union(Proc2::INVPCID)
-    .union(Proc2::XSAVES)
-    .union(Proc2::PAUSE_LOOP_EXIT)
-    .bits();
-/// What starts as 0 and is switched on while the guest runs.
-const PROC_DYNAMIC: u32 = Proc::INTERRUPT_WINDOW.union(Proc::NMI_WINDOW).bits();
 
 /// The capability MSRs of one CPU, as read. Those that do not exist are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,7 +169,7 @@ impl CapabilityMsrs {
         let step = if basic & Self::TRUE_CONTROLS != 0 { 12 } else { 0 };
         let proc = rdmsr(0x482 + step);
         let allowed = |msr: u64, bit: u32| high_u32(msr) & bit != 0;
-        let proc2 = if allowed(proc, Proc::SECONDARY.bits()) { rdmsr(0x48b) } else { 0 };
+        let proc2 = if allowed(proc, Proc::SECONDARY_CONTROLS.bits()) { rdmsr(0x48b) } else { 0 };
         let has_ept_vpid = allowed(proc2, Proc2::EPT.union(Proc2::VPID).bits());
         Self {
             basic,
@@ -236,8 +195,12 @@ pub enum NoVmx {
     NotReported,
     /// The firmware has locked VT-x off.
     LockedOff,
-    /// A control that is needed cannot be set, or one that is in the way cannot be cleared.
+    /// Something that is needed is not there.
     Missing(&'static str),
+    /// The control of this name cannot be set.
+    CannotSet(&'static str),
+    /// The control of this name is in the way and cannot be cleared.
+    CannotClear(&'static str),
 }
 
 impl fmt::Display for NoVmx {
@@ -246,8 +209,15 @@ impl fmt::Display for NoVmx {
             Self::NotReported => f.write_str("this CPU does not report VT-x"),
             Self::LockedOff => f.write_str("the firmware has locked VT-x off; enable virtualization in its setup"),
             Self::Missing(what) => write!(f, "this CPU's VT-x has no {what}"),
+            Self::CannotSet(name) => write!(f, "this CPU's VT-x has no {}", words(name)),
+            Self::CannotClear(name) => write!(f, "this CPU's VT-x cannot do without {}", words(name)),
         }
     }
+}
+
+/// A control's name as words.
+fn words(name: &str) -> String {
+    name.replace('_', " ").to_lowercase()
 }
 
 /// The control words that every VMCS starts with.
@@ -263,19 +233,17 @@ pub struct Controls {
 
 impl Controls {
     fn negotiate(msrs: &CapabilityMsrs) -> Result<Self, NoVmx> {
-        for &(bit, what) in PROC_FORBIDDEN {
-            if low_u32(msrs.proc) & bit != 0 {
-                return Err(NoVmx::Missing(what));
-            }
+        let forced = Proc::from_bits_retain(low_u32(msrs.proc));
+        if let Some((name, _)) = (forced & Proc::FORBIDDEN).iter_names().next() {
+            return Err(NoVmx::CannotClear(name));
         }
-        let proc = word(msrs.proc, PROC_REQUIRED, 0)? & !(PROC_DYNAMIC & !low_u32(msrs.proc));
         Ok(Self {
-            pin: Pin::from_bits_retain(word(msrs.pin, PIN_REQUIRED, PIN_OPTIONAL)?),
-            proc: Proc::from_bits_retain(proc),
-            proc2: Proc2::from_bits_retain(word(msrs.proc2, PROC2_REQUIRED, PROC2_OPTIONAL)?),
-            exit: ExitControls::from_bits_retain(word(msrs.exit, EXIT_REQUIRED, 0)?),
+            pin: word(msrs.pin, Pin::REQUIRED, Pin::PREEMPTION_TIMER)?,
+            proc: word(msrs.proc, Proc::REQUIRED, Proc::empty())?.difference(Proc::WINDOWS.difference(forced)),
+            proc2: word(msrs.proc2, Proc2::REQUIRED, Proc2::OPTIONAL)?,
+            exit: word(msrs.exit, ExitControls::all(), ExitControls::empty())?,
             // Set by whoever knows the guest's mode.
-            entry: EntryControls::from_bits_retain(word(msrs.entry, ENTRY_REQUIRED, 0)?)
+            entry: word(msrs.entry, EntryControls::all(), EntryControls::empty())?
                 .difference(EntryControls::GUEST_LONG_MODE),
         })
     }
@@ -283,16 +251,12 @@ impl Controls {
 
 /// One control word: what must be 1 (low half of the MSR), plus `required`, plus what of
 /// `optional` may be 1 (high half).
-fn word(msr: u64, required: &[Requirement], optional: u32) -> Result<u32, NoVmx> {
+fn word<F: Flags<Bits = u32>>(msr: u64, required: F, optional: F) -> Result<F, NoVmx> {
     let (must, may) = (low_u32(msr), high_u32(msr));
-    let mut word = must | optional & may;
-    for &(bit, what) in required {
-        if may & bit == 0 {
-            return Err(NoVmx::Missing(what));
-        }
-        word |= bit;
+    if let Some((name, _)) = F::from_bits_retain(required.bits() & !may).iter_names().next() {
+        return Err(NoVmx::CannotSet(name));
     }
-    Ok(word)
+    Ok(F::from_bits_retain(must | required.bits() | optional.bits() & may))
 }
 
 /// What the CPU's EPT and VPID can do.
@@ -492,48 +456,45 @@ pub(crate) mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let without = |bit: Proc2| Capabilities::negotiate(&bochs(HASWELL & !bit.bits()));
-        assert_eq!(without(Proc2::UNRESTRICTED_GUEST), Err(NoVmx::Missing("unrestricted guest")));
-        assert_eq!(without(Proc2::EPT), Err(NoVmx::Missing("EPT (extended page tables)")));
-        assert!(std::format!("{}", without(Proc2::EPT).unwrap_err()).contains("EPT"));
+        let missing = |caps: Result<Capabilities, NoVmx>| caps.unwrap_err().to_string();
+        assert_eq!(missing(without(Proc2::UNRESTRICTED_GUEST)), "this CPU's VT-x has no unrestricted guest");
+        assert_eq!(missing(without(Proc2::EPT)), "this CPU's VT-x has no ept");
         let no_secondary = CapabilityMsrs { proc: cap(0x0400_6172, 0x77f9_fffe), ..bochs(HASWELL) };
-        assert!(
-            matches!(Capabilities::negotiate(&no_secondary), Err(NoVmx::Missing(what)) if what.contains("secondary"))
-        );
+        assert!(missing(Capabilities::negotiate(&no_secondary)).ends_with("no secondary controls"));
         let no_efer = CapabilityMsrs { entry: cap(0x11fb, 0x7fff), ..bochs(HASWELL) };
-        assert!(matches!(Capabilities::negotiate(&no_efer), Err(NoVmx::Missing(what)) if what.contains("EFER")));
+        assert!(missing(Capabilities::negotiate(&no_efer)).ends_with("no load efer"));
+        let no_cr3 = CapabilityMsrs { proc: cap(0x0400_e172, 0xf7f9_fffe), ..bochs(HASWELL) };
+        assert!(missing(Capabilities::negotiate(&no_cr3)).ends_with("without cr3 load exit"));
     }
 
     #[test]
     fn every_requirement_is_checked() {
-        fn strike(msr: &mut u64, required: &[Requirement]) -> Vec<u64> {
-            required.iter().map(|(bit, _)| *msr & !(u64::from(*bit) << 32)).collect()
+        fn strike<F: Flags<Bits = u32>>(msr: u64, required: F) -> impl Iterator<Item = u64> {
+            let bits = (0..32).map(|bit| 1 << bit).filter(move |bit| required.bits() & bit != 0);
+            bits.map(move |bit| msr & !(u64::from(bit) << 32))
         }
         let good = bochs(HASWELL);
         let mut broken = Vec::new();
-        broken.extend(strike(&mut { good.pin }, PIN_REQUIRED).into_iter().map(|pin| CapabilityMsrs { pin, ..good }));
-        broken
-            .extend(strike(&mut { good.proc }, PROC_REQUIRED).into_iter().map(|proc| CapabilityMsrs { proc, ..good }));
-        broken.extend(
-            strike(&mut { good.proc2 }, PROC2_REQUIRED).into_iter().map(|proc2| CapabilityMsrs { proc2, ..good }),
-        );
-        broken
-            .extend(strike(&mut { good.exit }, EXIT_REQUIRED).into_iter().map(|exit| CapabilityMsrs { exit, ..good }));
-        broken.extend(
-            strike(&mut { good.entry }, ENTRY_REQUIRED).into_iter().map(|entry| CapabilityMsrs { entry, ..good }),
-        );
-        broken
-            .extend(PROC_FORBIDDEN.iter().map(|(bit, _)| CapabilityMsrs { proc: good.proc | u64::from(*bit), ..good }));
+        broken.extend(strike(good.pin, Pin::REQUIRED).map(|pin| CapabilityMsrs { pin, ..good }));
+        broken.extend(strike(good.proc, Proc::REQUIRED).map(|proc| CapabilityMsrs { proc, ..good }));
+        broken.extend(strike(good.proc2, Proc2::REQUIRED).map(|proc2| CapabilityMsrs { proc2, ..good }));
+        broken.extend(strike(good.exit, ExitControls::all()).map(|exit| CapabilityMsrs { exit, ..good }));
+        broken.extend(strike(good.entry, EntryControls::all()).map(|entry| CapabilityMsrs { entry, ..good }));
+        assert_eq!(broken.len(), 3 + 12 + 2 + 7 + 4);
+        for bit in [Proc::CR3_LOAD_EXIT, Proc::CR3_STORE_EXIT, Proc::INVLPG_EXIT] {
+            broken.push(CapabilityMsrs { proc: good.proc | u64::from(bit.bits()), ..good });
+        }
         for bit in [6, 14, 20] {
             broken.push(CapabilityMsrs { ept_vpid: good.ept_vpid & !(1 << bit), ..good });
         }
         for msrs in broken {
-            assert!(matches!(Capabilities::negotiate(&msrs), Err(NoVmx::Missing(_))), "{msrs:x?}");
+            assert!(Capabilities::negotiate(&msrs).is_err(), "{msrs:x?}");
         }
     }
 
     #[test]
     fn optional_parts_are_not_missed() {
-        let bare = PROC2_REQUIRED.iter().fold(0, |bits, (bit, _)| bits | bit);
+        let bare = Proc2::REQUIRED.bits();
         let msrs = CapabilityMsrs { pin: cap(0x16, 0x3f), ept_vpid: 0x0410_4040, ..bochs(bare) };
         let caps = Capabilities::negotiate(&msrs).unwrap();
         assert_eq!(caps.controls.proc2.bits(), bare);

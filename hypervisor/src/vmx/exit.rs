@@ -20,7 +20,7 @@ use crate::exit::{ControlRegister, Exit, Fault, IoAccess, P2mFault};
 use crate::policy::control::efer;
 use crate::vcpu::regs::GuestRegs;
 
-/// Basic exit reasons that need a name in code; the table of all is [`NAMES`].
+/// Basic exit reasons that need a name in code; the book lists all that are expected.
 #[expect(missing_docs, reason = "the names are the manual's")]
 pub mod reason {
     pub const EXCEPTION_OR_NMI: u16 = 0;
@@ -42,6 +42,7 @@ pub mod reason {
     pub const RDMSR: u16 = 31;
     pub const WRMSR: u16 = 32;
     pub const INVALID_GUEST_STATE: u16 = 33;
+    pub const MSR_LOADING: u16 = 34;
     pub const MWAIT: u16 = 36;
     pub const MONITOR: u16 = 39;
     pub const PAUSE: u16 = 40;
@@ -52,86 +53,6 @@ pub mod reason {
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
 }
-
-/// The name of each basic exit reason, for logs.
-pub const NAMES: [&str; 76] = [
-    "exception or NMI",
-    "external interrupt",
-    "triple fault",
-    "INIT signal",
-    "start-up IPI",
-    "I/O SMI",
-    "other SMI",
-    "interrupt window",
-    "NMI window",
-    "task switch",
-    "CPUID",
-    "GETSEC",
-    "HLT",
-    "INVD",
-    "INVLPG",
-    "RDPMC",
-    "RDTSC",
-    "RSM",
-    "VMCALL",
-    "VMCLEAR",
-    "VMLAUNCH",
-    "VMPTRLD",
-    "VMPTRST",
-    "VMREAD",
-    "VMRESUME",
-    "VMWRITE",
-    "VMXOFF",
-    "VMXON",
-    "control-register access",
-    "MOV DR",
-    "I/O instruction",
-    "RDMSR",
-    "WRMSR",
-    "entry failure: invalid guest state",
-    "entry failure: MSR loading",
-    "reserved (35)",
-    "MWAIT",
-    "monitor trap flag",
-    "reserved (38)",
-    "MONITOR",
-    "PAUSE",
-    "entry failure: machine check",
-    "reserved (42)",
-    "TPR below threshold",
-    "APIC access",
-    "virtualized EOI",
-    "GDTR or IDTR access",
-    "LDTR or TR access",
-    "EPT violation",
-    "EPT misconfiguration",
-    "INVEPT",
-    "RDTSCP",
-    "preemption timer",
-    "INVVPID",
-    "WBINVD",
-    "XSETBV",
-    "APIC write",
-    "RDRAND",
-    "INVPCID",
-    "VMFUNC",
-    "ENCLS",
-    "RDSEED",
-    "page-modification log full",
-    "XSAVES",
-    "XRSTORS",
-    "PCONFIG",
-    "SPP-related event",
-    "UMWAIT",
-    "TPAUSE",
-    "LOADIWKEY",
-    "ENCLV",
-    "reserved (71)",
-    "ENQCMD PASID translation failure",
-    "ENQCMDS PASID translation failure",
-    "bus lock",
-    "instruction timeout",
-];
 
 /// The exit-reason field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,41 +97,29 @@ impl ExitReason {
             && matches!(self.basic(), 9..=13 | 15..=28 | 30..=32 | 36 | 39 | 40 | 50 | 51 | 53..=55 | 57..=59 | 61)
     }
 
-    /// The basic reason's name.
+    /// Why an entry failed.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        NAMES.get(usize::from(self.basic())).copied().unwrap_or("unknown reason")
+    pub const fn entry_failure(self) -> &'static str {
+        match self.basic() {
+            reason::INVALID_GUEST_STATE => "invalid guest state",
+            reason::MSR_LOADING => "MSR loading",
+            _ => "machine check",
+        }
     }
 }
 
-/// What to do after an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoded {
-    /// It is reported to the vCPU loop.
-    Report(Exit),
-    /// The backend finishes it and enters again.
-    Local(Local),
-}
-
-/// Exits that never leave the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Local {
-    /// The guest can take an NMI.
-    NmiWindow,
-}
-
-/// Decodes an exit. `read` executes VMREAD.
-pub fn decode(reason: ExitReason, regs: &GuestRegs, read: impl Fn(Field) -> u64) -> Decoded {
+/// Decodes an exit; `None` for an NMI window, which the backend finishes by itself. `read` executes VMREAD.
+pub fn decode(reason: ExitReason, regs: &GuestRegs, read: impl Fn(Field) -> u64) -> Option<Exit> {
     if reason.is_entry_failure() {
-        return Decoded::Report(Exit::EntryFailed { raw: u64::from(reason.0) });
+        return Some(Exit::EntryFailed { raw: u64::from(reason.0) });
     }
     let unexpected = Exit::Unexpected { raw: u64::from(reason.0) };
-    let exit = match reason.basic() {
+    Some(match reason.basic() {
         reason::EXCEPTION_OR_NMI => exception_or_nmi(&read).unwrap_or(unexpected),
         reason::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt { vector: interruption(&read).map(|event| event.vector) },
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
-        reason::NMI_WINDOW => return Decoded::Local(Local::NmiWindow),
+        reason::NMI_WINDOW => return None,
         reason::CPUID => Exit::Cpuid,
         reason::HLT => Exit::Halt,
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
@@ -229,8 +138,7 @@ pub fn decode(reason: ExitReason, regs: &GuestRegs, read: impl Fn(Field) -> u64)
         // The rest needs a control that is never set, system-management mode, or a p2m entry
         // that this hypervisor has written wrongly.
         _ => unexpected,
-    };
-    Decoded::Report(exit)
+    })
 }
 
 fn interruption(read: &impl Fn(Field) -> u64) -> Option<Event> {
@@ -301,28 +209,17 @@ fn ept_violation(read: &impl Fn(Field) -> u64) -> Exit {
     })
 }
 
-/// The text of a VM-instruction error.
+/// The text of a VM-instruction error of an entry.
 ///
 /// Source: Intel SDM vol. 3C, §30.4 VM Instruction Error Numbers.
 #[must_use]
 pub const fn instruction_error(number: u32) -> &'static str {
     match number {
-        1 => "VMCALL in VMX root operation",
-        2 => "VMCLEAR with an invalid address",
-        3 => "VMCLEAR with the VMXON region",
         4 => "VMLAUNCH with a VMCS that is not clear",
         5 => "VMRESUME with a VMCS that is not launched",
-        6 => "VMRESUME after VMXOFF",
         7 => "entry with invalid control fields",
         8 => "entry with invalid host state",
-        9 => "VMPTRLD with an invalid address",
-        10 => "VMPTRLD with the VMXON region",
-        11 => "VMPTRLD with the wrong revision",
-        12 => "VMREAD or VMWRITE of a field that does not exist",
-        13 => "VMWRITE of a read-only field",
-        15 => "VMXON in VMX root operation",
         26 => "entry with events blocked by MOV SS",
-        28 => "INVEPT or INVVPID with an invalid operand",
         _ => "another VM-instruction error",
     }
 }
@@ -337,10 +234,7 @@ mod tests {
     }
 
     fn report(reason: u16, fields: &[(Field, u64)]) -> Exit {
-        match decode(ExitReason(u32::from(reason)), &GuestRegs::default(), vmcs(fields)) {
-            Decoded::Report(exit) => exit,
-            Decoded::Local(local) => panic!("{local:?} is not reported"),
-        }
+        decode(ExitReason(u32::from(reason)), &GuestRegs::default(), vmcs(fields)).expect("a reason that is reported")
     }
 
     #[test]
@@ -386,7 +280,7 @@ mod tests {
                 .iter()
                 .find(|(reason, _)| *reason == number)
                 .map_or(Exit::Unexpected { raw: u64::from(number) }, |(_, exit)| *exit);
-            assert_eq!(report(number, &[]), expected, "{}", ExitReason(u32::from(number)).name());
+            assert_eq!(report(number, &[]), expected, "{number}");
         }
     }
 
@@ -409,7 +303,7 @@ mod tests {
         let by_more = [0, 33, 34, 41];
         for number in 0..=80 {
             let decoded = decode(ExitReason(u32::from(number)), &GuestRegs::default(), vmcs(&[]));
-            let is_expected = !matches!(decoded, Decoded::Report(Exit::Unexpected { .. })) || by_more.contains(&number);
+            let is_expected = !matches!(decoded, Some(Exit::Unexpected { .. })) || by_more.contains(&number);
             assert_eq!(listed.contains(&number), is_expected, "reason {number}");
         }
     }
@@ -435,7 +329,7 @@ mod tests {
         for basic in [33, 34, 41] {
             let raw = basic | 1 << 31;
             let decoded = decode(ExitReason(raw), &GuestRegs::default(), vmcs(&[]));
-            assert_eq!(decoded, Decoded::Report(Exit::EntryFailed { raw: u64::from(raw) }));
+            assert_eq!(decoded, Some(Exit::EntryFailed { raw: u64::from(raw) }));
         }
     }
 
@@ -496,15 +390,15 @@ mod tests {
             ];
             decode(ExitReason(28), &regs, vmcs(&fields))
         };
-        let write = |register, value| Decoded::Report(Exit::ControlWrite { register, value: Some(value) });
+        let write = |register, value| Some(Exit::ControlWrite { register, value: Some(value) });
         assert_eq!(run(0x300), write(ControlRegister::Cr0, 0x8000_0011));
         assert_eq!(run(0xf04), write(ControlRegister::Cr4, 0x20));
         assert_eq!(run(0x404), write(ControlRegister::Cr4, 0x7777));
         assert_eq!(run(0x20), write(ControlRegister::Cr0, 0xe000_0031), "CLTS");
         assert_eq!(run(0x30 | 0x6 << 16), write(ControlRegister::Cr0, 0xe000_0037), "LMSW keeps PE");
         assert_eq!(run(0xf08), write(ControlRegister::Cr8, 0x20));
-        assert_eq!(run(0x118), Decoded::Report(Exit::Cr8Read { into: Some(1) }));
-        assert!(matches!(run(0x013), Decoded::Report(Exit::Unexpected { .. })), "reads of CR3 do not exit");
+        assert_eq!(run(0x118), Some(Exit::Cr8Read { into: Some(1) }));
+        assert!(matches!(run(0x013), Some(Exit::Unexpected { .. })), "reads of CR3 do not exit");
     }
 
     #[test]
@@ -513,7 +407,7 @@ mod tests {
         let run = |efer, rights| {
             let fields = [(Field::GUEST_EFER, efer), (Field::GUEST_CS_RIGHTS, rights)];
             match decode(ExitReason(28), &regs, vmcs(&fields)) {
-                Decoded::Report(Exit::ControlWrite { value, .. }) => value,
+                Some(Exit::ControlWrite { value, .. }) => value,
                 other => panic!("{other:?}"),
             }
         };

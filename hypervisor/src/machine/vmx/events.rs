@@ -19,7 +19,6 @@ const BLOCKED_BY_MOV_SS: u64 = 1 << 1;
 const SHADOW: u64 = BLOCKED_BY_STI | BLOCKED_BY_MOV_SS;
 const BLOCKED_BY_NMI: u64 = 1 << 3;
 const RFLAGS_IF: u64 = 1 << 9;
-const WINDOWS: Proc = Proc::INTERRUPT_WINDOW.union(Proc::NMI_WINDOW);
 
 /// What waits, and the processor controls that ask for windows.
 pub(super) struct Events {
@@ -115,8 +114,8 @@ impl Events {
         if self.is_window_wanted {
             windows |= Proc::INTERRUPT_WINDOW;
         }
-        if self.controls & WINDOWS != windows {
-            self.controls = self.controls.difference(WINDOWS) | windows;
+        if self.controls & Proc::WINDOWS != windows {
+            self.controls = self.controls.difference(Proc::WINDOWS) | windows;
             // SAFETY: only the two window bits differ from what was negotiated, and both may be
             // set, which negotiation required.
             unsafe { vmcs.write(Field::PROC_CONTROLS, u64::from(self.controls.bits())) };

@@ -18,7 +18,7 @@ use hypervisor::tlb::{VcpuSerial, Wanted};
 use hypervisor::vcpu::regs::{CpuState, GuestRegs, Paging, Segment};
 use hypervisor::vmx::caps::{Capabilities, Proc2};
 use hypervisor::vmx::control_regs::{CR0_MASK, CR4_MASK, guest_view, loads_pdptes, real_cr0, real_cr4};
-use hypervisor::vmx::exit::{Decoded, ExitReason, Local, decode, instruction_error, reason};
+use hypervisor::vmx::exit::{ExitReason, decode, instruction_error, reason};
 use hypervisor::vmx::fields::Field;
 use hypervisor::vmx::{entry_check, guest_state};
 
@@ -213,10 +213,7 @@ impl VmxVcpu {
             self.events.collect(&self.vmcs.active());
         }
         let vmcs = self.vmcs.active();
-        match decode(self.reason, regs, |field| vmcs.read(field)) {
-            Decoded::Local(Local::NmiWindow) => None,
-            Decoded::Report(exit) => self.finish(exit),
-        }
+        decode(self.reason, regs, |field| vmcs.read(field)).and_then(|exit| self.finish(exit))
     }
 
     /// What only this backend can do about an exit, before it is reported.
@@ -290,9 +287,10 @@ impl VmxVcpu {
                 None
             }
         });
+        let why = self.reason.entry_failure();
         match failure {
-            Some(failure) => log::error!("VT-x: {}: {failure}", self.reason.name()),
-            None => log::error!("VT-x: {}: no known check fails", self.reason.name()),
+            Some(failure) => log::error!("VT-x: entry failure: {why}: {failure}"),
+            None => log::error!("VT-x: entry failure: {why}: no known check fails"),
         }
     }
 
