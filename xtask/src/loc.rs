@@ -113,7 +113,7 @@ fn count(source: &str) -> Count {
     let mut count = Count { files: 1, ..Count::default() };
     let mut lines = source.lines().map(str::trim).peekable();
     while let Some(line) = lines.next() {
-        if line == "#[cfg(test)]" && lines.peek().is_some_and(|next| next.starts_with("mod ") && next.ends_with('{')) {
+        if line == "#[cfg(test)]" && lines.peek().is_some_and(|next| opens_module(next)) {
             break;
         }
         if line.is_empty() || line.starts_with("//") {
@@ -124,6 +124,12 @@ fn count(source: &str) -> Count {
         count.unsafe_uses += code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|&w| w == "unsafe").count();
     }
     count
+}
+
+/// Whether a module begins on this line, whoever may see it.
+fn opens_module(line: &str) -> bool {
+    line.ends_with('{')
+        && line.split_once("mod ").is_some_and(|(before, _)| before.is_empty() || before.starts_with("pub"))
 }
 
 #[cfg(test)]
@@ -143,6 +149,8 @@ mod tests {
         let source = "//! Doc.\n\nfn a() {\n    // SAFETY: unsafe words in comments.\n    unsafe { b() }; // unsafe\n}\n\
                       #[cfg(test)]\nmod tests {\n    unsafe { }\n}\n";
         assert_eq!(count(source), Count { files: 1, lines: 3, unsafe_uses: 1 });
+        let shared = source.replace("mod tests", "pub(crate) mod tests");
+        assert_eq!(count(&shared), count(source));
     }
 
     #[test]
