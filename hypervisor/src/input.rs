@@ -10,13 +10,14 @@ const CAPACITY: usize = 4096;
 /// A bounded queue of bytes; what finds no room is dropped.
 pub struct InputRing(Mutex<VecDeque<u8>>);
 
-impl InputRing {
+impl Default for InputRing {
     /// An empty queue.
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self(Mutex::new(VecDeque::with_capacity(CAPACITY)))
     }
+}
 
+impl InputRing {
     /// Adds a byte if there is room.
     pub fn push(&self, byte: u8) {
         let mut bytes = self.0.lock();
@@ -46,12 +47,6 @@ impl InputRing {
     }
 }
 
-impl Default for InputRing {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,7 +60,7 @@ mod tests {
 
     #[test]
     fn bytes_come_in_order_and_what_finds_no_room_is_dropped() {
-        let ring = InputRing::new();
+        let ring = InputRing::default();
         assert!(taken(&ring, 4).is_empty());
         (0..5000_u32).for_each(|i| ring.push(i.to_le_bytes()[0]));
         assert_eq!(taken(&ring, 3), [0, 1, 2]);
@@ -74,7 +69,7 @@ mod tests {
 
     #[test]
     fn what_is_put_back_comes_first_and_the_queue_stays_bounded() {
-        let ring = InputRing::new();
+        let ring = InputRing::default();
         b"abc".iter().for_each(|byte| ring.push(*byte));
         assert_eq!(taken(&ring, 2), b"ab");
         ring.put_back(b"ab");

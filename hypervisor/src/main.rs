@@ -18,13 +18,13 @@ use guest_abi::isthmus;
 use guest_abi::num::{low_u8, low_u32};
 use hypervisor::addr::{Hpa, Nanos, PAGE_SHIFT, Ticks};
 use hypervisor::boot::acpi::AcpiError;
-use hypervisor::boot::acpi::build::{Tables, for_dom0};
+use hypervisor::boot::acpi::build::for_dom0;
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
-use hypervisor::boot::cmdline::{self, Console, ExitDevice, OnPanic, Options, TscPolicy};
+use hypervisor::boot::cmdline::{self, Console, Options, TscPolicy};
 use hypervisor::boot::host_map::{FirmwareEntry, HostMap, Kind};
 use hypervisor::boot::machine_map::{self, Dom0Request, Input, MachineMap};
 use hypervisor::boot::module::{self, Dom0Modules, Roster};
-use hypervisor::boot::span::{Span, Spans};
+use hypervisor::boot::span::Span;
 use hypervisor::debug::DebugConsole;
 use hypervisor::domain::build::{self, Images};
 use hypervisor::domain::create;
@@ -94,7 +94,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         machine: &Hw,
         mem: memory.mem,
         frames: memory.frames,
-        domains: DomainTable::new(),
+        domains: DomainTable::default(),
         clock: SystemClock::new(scale, Ticks::new(clock::boot_tsc())),
         wallclock_ns: AtomicU64::new(rtc::nanos_since_1970()),
         is_tsc_stable: options.tsc == TscPolicy::Stable || cpu::has_invariant_tsc(),
@@ -103,7 +103,7 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
         news: Box::leak(Box::new(News::default())),
         guest_io_map: Once::new(),
         making: Mutex::new(()),
-        input: InputRing::new(),
+        input: InputRing::default(),
         on_panic: options.panic,
         format: backend.format(),
         largest_leaf: backend.largest_leaf(),
@@ -121,16 +121,8 @@ fn boot(info: &BootInfo) -> Result<&'static Hypervisor, String> {
 /// Acts on the command line; what has no effect is named.
 fn apply_options(line: &str) -> Options {
     let (options, complaints) = cmdline::parse(line);
-    power::set_exit_port(match options.exit {
-        ExitDevice::Qemu => power::ExitPort::Qemu,
-        ExitDevice::Bochs => power::ExitPort::Bochs,
-        ExitDevice::Acpi => power::ExitPort::None,
-    });
-    panic::set_policy(match options.panic {
-        OnPanic::Reboot => panic::Policy::Reboot,
-        OnPanic::Halt => panic::Policy::Halt,
-        OnPanic::Exit => panic::Policy::Exit,
-    });
+    power::set_exit_device(options.exit);
+    panic::set_policy(options.panic);
     console::set_level(options.loglvl);
     screen::set_policy(options.screen);
     if options.console == Console::None {
@@ -202,7 +194,6 @@ fn plan_memory(
         host,
         hypervisor: Span::new(layout::image_start(), layout::image_end()),
         modules: &modules,
-        in_use: &[],
         boot_fixed: memory::boot_fixed(top, HEAP_SIZE, smp::nr_aps(&acpi.madt.apic_ids)),
         boot_per_frame: memory::RECORD_SIZE,
         dom0: roster.dom0.as_ref().map(|_| Dom0Request { mem: options.dom0_mem, scratch: options.dom0_scratch }),
@@ -266,17 +257,17 @@ fn build_dom0(
 ) -> Result<(), String> {
     let layout = map.dom0.as_ref().ok_or("no memory was laid out for it")?;
     let apic_ids = dom0_apic_ids(hv, options);
-    let visible: Spans = layout.identity.iter().map(|identity| identity.span).collect();
-    let (tables, withheld) = for_dom0(acpi, layout.tables, apic_ids, &visible).map_err(|error| error.to_string())?;
+    let (tables, withheld) =
+        for_dom0(acpi, layout.tables, apic_ids, &layout.identity).map_err(|error| error.to_string())?;
     let names: Vec<String> = withheld.iter().map(ToString::to_string).collect();
     log::info!("ACPI tables withheld from dom0: {}", names.join(" "));
-    let cmdline = dom0_cmdline(modules.cmdline, acpi);
+    let cmdline = dom0_cmdline(modules.cmdline);
     log::info!("dom0's command line: {cmdline}");
     let images = Images { kernel: bytes(modules.kernel), initrd: modules.initrd.map(bytes), cmdline: &cmdline };
     let domain =
         build::dom0(hv, layout, low_u32(apic_ids.len() as u64), &tables, images).map_err(|error| error.to_string())?;
     domain.ioapics.call_once(|| ioapics);
-    log_identity(&tables);
+    log::debug!("dom0's ACPI root pointer is at {:#x}", tables.rsdp);
     build::start(hv, domain);
     Ok(())
 }
@@ -291,13 +282,9 @@ fn dom0_apic_ids<'a>(hv: &'a Hypervisor, options: &Options) -> &'a [u32] {
     &hv.apic_ids[..wanted.min(present)]
 }
 
-fn log_identity(tables: &Tables) {
-    log::debug!("dom0's ACPI root pointer is at {:#x}", tables.rsdp);
-}
-
 /// Without an IOMMU every page that a device may be given must be dom0's own, so all its DMA goes
 /// through its bounce buffer.
-fn dom0_cmdline(given: &str, _: &HostAcpi) -> String {
+fn dom0_cmdline(given: &str) -> String {
     if given.split_ascii_whitespace().any(|word| word.starts_with("swiotlb=")) {
         return given.to_string();
     }

@@ -141,16 +141,10 @@ pub struct Screen<S> {
     cells: [[u8; MAX_COLUMNS]; MAX_ROWS],
 }
 
-impl<S: Surface> Default for Screen<S> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<S: Surface> Screen<S> {
     /// A grid of VGA's size that nothing shows yet.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn blank() -> Self {
         let cells = [[b' '; MAX_COLUMNS]; MAX_ROWS];
         Self { shown: None, style: Style::Log, columns: 80, rows: 25, column: 0, row: 0, cells }
     }

@@ -57,19 +57,14 @@ pub struct PcpuTlb {
 }
 
 impl Default for PcpuTlb {
+    /// A pCPU that has entered nobody yet.
     fn default() -> Self {
-        Self::new()
+        let empty = Slot { tag: 0, vcpu: VcpuSerial(0), root: Mfn::new(u64::MAX), generation: 0 };
+        Self { slots: [empty; SLOTS] }
     }
 }
 
 impl PcpuTlb {
-    /// A pCPU that has entered nobody yet.
-    #[must_use]
-    pub const fn new() -> Self {
-        let empty = Slot { tag: 0, vcpu: VcpuSerial(0), root: Mfn::new(u64::MAX), generation: 0 };
-        Self { slots: [empty; SLOTS] }
-    }
-
     /// The vCPU is scheduled in here. `stayed` says that this pCPU is the one it last ran on.
     #[must_use = "the caller owes the flush"]
     pub fn schedule_in(&mut self, wanted: Wanted, stayed: bool) -> Flush {
@@ -107,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_same_vcpu_again_drops_nothing() {
-        let mut tlb = PcpuTlb::new();
+        let mut tlb = PcpuTlb::default();
         assert_eq!(tlb.schedule_in(wanted(1, 1, 5), false), Flush { p2m: true, tag: true });
         assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true), Flush::default());
         assert_eq!(tlb.enter(wanted(1, 1, 5)), Flush::default());
@@ -115,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_sibling_drops_the_tag_but_not_the_p2m() {
-        let mut tlb = PcpuTlb::new();
+        let mut tlb = PcpuTlb::default();
         let _ = tlb.schedule_in(wanted(1, 1, 5), false);
         assert_eq!(tlb.schedule_in(wanted(2, 1, 5), true), Flush { p2m: false, tag: true });
         assert_eq!(tlb.schedule_in(wanted(1, 1, 5), true), Flush { p2m: false, tag: true });
@@ -123,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_new_generation_drops_the_p2m_once() {
-        let mut tlb = PcpuTlb::new();
+        let mut tlb = PcpuTlb::default();
         let _ = tlb.schedule_in(wanted(1, 1, 5), false);
         assert_eq!(tlb.enter(wanted(1, 1, 6)), Flush { p2m: true, tag: false });
         assert_eq!(tlb.enter(wanted(1, 1, 6)), Flush::default());
@@ -131,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_first_vcpu_of_a_reused_root_drops_what_the_old_one_left() {
-        let mut tlb = PcpuTlb::new();
+        let mut tlb = PcpuTlb::default();
         let _ = tlb.schedule_in(wanted(1, 1, 5), false);
         assert!(tlb.schedule_in(wanted(9, 1, 1 << 40), false).p2m);
     }
@@ -153,7 +148,7 @@ mod tests {
             let mut generations = [1u64, 1 << 40];
             let mut epoch = [0u64; 4];
             let mut last: [Option<usize>; 4] = [None; 4];
-            let mut tlbs = [PcpuTlb::new(), PcpuTlb::new()];
+            let mut tlbs = [PcpuTlb::default(), PcpuTlb::default()];
             let mut hardware = [Hardware::default(), Hardware::default()];
             for (pcpu, vcpu, action) in steps {
                 let v = usize::try_from(vcpu).unwrap();

@@ -24,24 +24,6 @@ use super::{
 /// Where CPUs see their own local APIC and devices send interrupt messages to.
 const LOCAL_APIC_WINDOW: Span = Span::sized(0xfee0_0000, MIB);
 
-/// How dom0's second-level tables map a piece of device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caching {
-    /// Registers, or not known: uncached.
-    Device,
-    /// ACPI tables in RAM: as memory.
-    Memory,
-}
-
-/// A piece of host memory, not RAM, that dom0 reaches at the same address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The addresses, whole pages.
-    pub span: Span,
-    /// How to map it.
-    pub caching: Caching,
-}
-
 /// dom0's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dom0Map {
@@ -55,8 +37,8 @@ pub struct Dom0Map {
     pub scratch: Span,
     /// Its memory map, sorted; at most [`MAX_ENTRIES`].
     pub e820: Vec<Entry>,
-    /// Device memory and firmware tables, in ascending order.
-    pub identity: Vec<Identity>,
+    /// What is not RAM and dom0 reaches at the same address: device memory, firmware tables.
+    pub identity: Spans,
 }
 
 impl Dom0Map {
@@ -97,7 +79,7 @@ fn e820(host: &HostMap, share: &Share) -> Vec<Entry> {
     entries
 }
 
-fn identity(host: &HostMap, withheld: &[Span]) -> Vec<Identity> {
+fn identity(host: &HostMap, withheld: &[Span]) -> Spans {
     let mut devices = Spans::from_iter([Span::new(0, host.limit())])
         .without(&host.of(Kind::Ram))
         .without(&host.of(Kind::Unusable))
@@ -105,12 +87,5 @@ fn identity(host: &HostMap, withheld: &[Span]) -> Vec<Identity> {
     for span in withheld {
         devices.remove(span.pages_around());
     }
-    let mut tables = host.of(Kind::Acpi);
-    host.of(Kind::Nvs).iter().for_each(|span| tables.insert(span));
-    let elsewhere = devices.clone().without(&tables);
-    let tables = devices.without(&elsewhere);
-    let mut identity: Vec<_> = elsewhere.iter().map(|span| Identity { span, caching: Caching::Device }).collect();
-    identity.extend(tables.iter().map(|span| Identity { span, caching: Caching::Memory }));
-    identity.sort_by_key(|identity| identity.span);
-    identity
+    devices
 }

@@ -63,10 +63,6 @@ pub struct Input<'a> {
     pub hypervisor: Span,
     /// The boot modules, to the byte. They do not overlap.
     pub modules: &'a [Span],
-    /// What the loader left and the boot still reads (its information structure, strings).
-    /// No module is moved there and nothing is allocated there, but dom0's RAM may include it: it must
-    /// have been read before dom0's memory is written.
-    pub in_use: &'a [Span],
     /// Bytes that the hypervisor allocates at boot, apart from what depends on the amount of memory.
     pub boot_fixed: u64,
     /// Bytes that it allocates for each 4 KiB frame up to the end of RAM.
@@ -230,9 +226,8 @@ pub fn plan(input: &Input<'_>) -> Result<MachineMap, MapError> {
     if let Some(module) = input.modules.iter().position(|module| !ram.contains(*module)) {
         return Err(MapError::ModuleOutsideRam { module, at: input.modules[module] });
     }
-    let in_use: Spans = input.in_use.iter().map(|span| span.pages_around()).collect();
     let usable = ram.clone().without_span(input.hypervisor.pages_around());
-    let untouched = usable.clone().without(&modules).without(&in_use);
+    let untouched = usable.clone().without(&modules);
 
     let nr_frames = ram.end() >> PAGE_SHIFT;
     let boot_area = boot_area(input, &untouched, nr_frames)?;
@@ -241,7 +236,7 @@ pub fn plan(input: &Input<'_>) -> Result<MachineMap, MapError> {
     let usable = usable.without_span(boot_area).without_span(trampoline);
 
     let dom0 = match input.dom0 {
-        Some(request) => Some(dom0_share(input, &request, &ram, &usable, &in_use)?),
+        Some(request) => Some(dom0_share(input, &request, &ram, &usable)?),
         None => None,
     };
     // Nobody but dom0 gets memory below 1 MiB: the firmware may still use some of it.
@@ -249,9 +244,9 @@ pub fn plan(input: &Input<'_>) -> Result<MachineMap, MapError> {
     if let Some(share) = &dom0 {
         rest = rest.without(&share.ram).without_span(share.tables);
     }
-    let (moves, moved) = relocate(input.modules, dom0.as_ref(), rest.clone().without(&modules).without(&in_use))?;
+    let (moves, moved) = relocate(input.modules, dom0.as_ref(), rest.clone().without(&modules))?;
     let held: Spans = moved.iter().map(|module| module.pages_around()).collect();
-    let free = rest.clone().without(&held).without(&in_use);
+    let free = rest.clone().without(&held);
     let reclaim = rest.without(&free);
     let dom0 = match dom0 {
         Some(share) => Some(Dom0Map::new(input.host, share, input.withheld)?),
@@ -279,13 +274,7 @@ pub(super) struct Share {
     pub(super) scratch: Span,
 }
 
-fn dom0_share(
-    input: &Input<'_>,
-    request: &Dom0Request,
-    ram: &Spans,
-    usable: &Spans,
-    in_use: &Spans,
-) -> Result<Share, MapError> {
+fn dom0_share(input: &Input<'_>, request: &Dom0Request, ram: &Spans, usable: &Spans) -> Result<Share, MapError> {
     let high = usable.within(Span::new(DOM0_START, u64::MAX));
     let blocks = scratch_blocks(input.host, ram);
     let wanted = request.scratch.max(1).checked_next_multiple_of(SCRATCH_BLOCK).unwrap_or(SCRATCH_BLOCK);
@@ -302,7 +291,7 @@ fn dom0_share(
         .or_else(|| between(&high, &blocks, mem, wanted))
         .ok_or(MapError::Dom0TooLarge { wanted: mem, fits })?;
 
-    let below = usable.within(Span::new(MIB, DOM0_START)).without(in_use);
+    let below = usable.within(Span::new(MIB, DOM0_START));
     let modules: Spans = input.modules.iter().map(|module| module.pages_around()).collect();
     let undisturbed = below.clone().without(&modules).last_fit(DOM0_TABLES, PAGE);
     let tables = undisturbed.or_else(|| below.last_fit(DOM0_TABLES, PAGE)).ok_or(MapError::NoRoomForTables)?;

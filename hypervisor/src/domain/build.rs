@@ -21,7 +21,7 @@ use super::create::{Blueprint, create};
 use super::{Domain, Privileges, console};
 use crate::addr::{Mfn, Order, PAGE_SIZE};
 use crate::boot::acpi;
-use crate::boot::dom0_map::{Caching, Dom0Map};
+use crate::boot::dom0_map::Dom0Map;
 use crate::boot::elf::{self, ElfError, Kernel};
 use crate::boot::host_map::Kind;
 use crate::boot::module::GuestSpec;
@@ -193,10 +193,9 @@ pub fn dom0(
             hv.frames.reserve_for_dom0(range.clone(), domain.id)?;
             p2m.map_range_identity(range, P2mKind::Ram)?;
         }
-        for identity in &map.identity {
-            // Tables in RAM are never dom0's to own; it reads them as it would a ROM.
-            let (Caching::Device | Caching::Memory) = identity.caching;
-            p2m.map_range_identity(mfns(identity.span), P2mKind::Mmio)?;
+        for span in map.identity.iter() {
+            // The firmware's tables in RAM are never dom0's to own; it reads them as it would a ROM.
+            p2m.map_range_identity(mfns(span), P2mKind::Mmio)?;
         }
     }
     write_phys(hv, &domain, Gpa::new(tables.at), &tables.bytes);

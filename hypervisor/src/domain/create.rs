@@ -184,7 +184,7 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
         ioapics: Once::new(),
         console: Lock::for_domain(Rank::Console, plan.id, console),
         log_ring: Once::new(),
-        sched: SchedParams::new(),
+        sched: SchedParams::default(),
         pins: Lock::for_domain(Rank::Devices, plan.id, ArrayVec::new()),
         estate: core::mem::take(estate),
         drained_to: AtomicU64::new(0),
@@ -192,7 +192,7 @@ fn assemble(hv: &'static Hypervisor, plan: Blueprint, estate: &mut Estate) -> Re
         marks_runstate_updates: AtomicBool::new(false),
         news: hv.news,
         callback: AtomicU64::new(0),
-        life: Life::new(),
+        life: Life::default(),
     });
     domain.write_clocks(hv);
     Ok(domain)

@@ -74,13 +74,14 @@ const RELEASED: u32 = 1 << 26;
 /// The state, and the ways to change it.
 pub struct Life(AtomicU32);
 
-impl Life {
+impl Default for Life {
     /// A domain that is being built: paused once.
-    #[must_use]
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self(AtomicU32::new(REASON | 1))
     }
+}
 
+impl Life {
     /// Whether the domain's vCPUs may run.
     #[inline]
     #[must_use]
@@ -163,12 +164,6 @@ impl Life {
     }
 }
 
-impl Default for Life {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 const fn reason(word: u32) -> Option<ShutdownReason> {
     ShutdownReason::from_raw((word & REASON) >> REASON_SHIFT)
 }
@@ -208,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_domain_is_built_runs_pauses_and_goes_on() {
-        let life = Life::new();
+        let life = Life::default();
         assert_eq!(life.state(), LifeState::Building);
         assert!(life.unpause());
         assert_eq!(life.state(), LifeState::Running);
@@ -222,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_domain_that_shut_down_stays_so_and_its_first_reason_counts() {
-        let life = Life::new();
+        let life = Life::default();
         assert!(life.unpause() && life.shut_down(ShutdownReason::Reboot));
         assert!(!life.shut_down(ShutdownReason::Crash));
         assert_eq!(life.state(), LifeState::ShutDown(ShutdownReason::Reboot));
@@ -233,14 +228,14 @@ mod tests {
 
     #[test]
     fn what_dies_does_not_run_again() {
-        let life = Life::new();
+        let life = Life::default();
         assert!(life.begin_dying() && life.unpause());
         assert!(!life.is_running() && life.is_dying());
     }
 
     #[test]
     fn pauses_do_not_spill_into_the_reason() {
-        let life = Life::new();
+        let life = Life::default();
         for _ in 1..PAUSES {
             assert!(life.pause());
         }

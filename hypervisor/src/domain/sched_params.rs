@@ -17,17 +17,18 @@ pub struct SchedParams {
     affinity: [AtomicU64; MAX_VCPUS],
 }
 
-impl SchedParams {
+impl Default for SchedParams {
     /// An ordinary share, no cap, any CPU.
-    #[must_use]
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self {
             weight: AtomicU16::new(DEFAULT_WEIGHT),
             cap: AtomicU16::new(0),
             affinity: [const { AtomicU64::new(u64::MAX) }; MAX_VCPUS],
         }
     }
+}
 
+impl SchedParams {
     /// The domain's share of the CPUs, against that of others; never 0.
     #[must_use]
     pub fn weight(&self) -> u16 {
@@ -65,11 +66,5 @@ impl SchedParams {
         if let Some(slot) = self.affinity.get(vcpu.index()) {
             slot.store(mask, Ordering::Relaxed);
         }
-    }
-}
-
-impl Default for SchedParams {
-    fn default() -> Self {
-        Self::new()
     }
 }

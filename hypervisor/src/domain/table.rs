@@ -39,19 +39,20 @@ pub struct Vacancy<'a> {
     id: DomId,
 }
 
-impl DomainTable {
-    /// The most domains at a time.
-    pub const CAPACITY: usize = 64;
-
+impl Default for DomainTable {
     /// An empty table.
-    #[must_use]
-    pub const fn new() -> Self {
+    fn default() -> Self {
         Self {
             slots: [const { Mutex::new(Slot::Vacant) }; Self::CAPACITY],
             end: AtomicUsize::new(0),
             last: AtomicUsize::new(0),
         }
     }
+}
+
+impl DomainTable {
+    /// The most domains at a time.
+    pub const CAPACITY: usize = 64;
 
     /// Claims a number, if it is free.
     pub fn claim(&self, id: DomId) -> Option<Vacancy<'_>> {
@@ -154,12 +155,6 @@ impl Drop for Vacancy<'_> {
     }
 }
 
-impl Default for DomainTable {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Peers for DomainTable {
     fn with<R>(&self, domain: DomId, act: impl FnOnce(&EventChannels, &dyn Wake) -> R) -> Option<R> {
         let domain = self.get(domain)?;
@@ -192,7 +187,7 @@ mod tests {
 
     #[test]
     fn numbers_are_given_in_turn_and_never_the_control_domains() {
-        let table = DomainTable::new();
+        let table = DomainTable::default();
         let mut claims: std::vec::Vec<_> = core::iter::from_fn(|| table.claim_any()).collect();
         let ids: std::vec::Vec<u16> = claims.iter().map(|vacancy| vacancy.id().raw()).collect();
         assert_eq!(ids, (1..64).collect::<std::vec::Vec<u16>>());

@@ -69,13 +69,10 @@ pub enum Trigger {
 }
 
 /// 256 bits, one a vector.
+#[derive(Default)]
 struct Vectors([AtomicU64; 4]);
 
 impl Vectors {
-    const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 4])
-    }
-
     fn place(&self, vector: u8) -> (&AtomicU64, u64) {
         (&self.0[usize::from(vector >> 6)], 1 << (vector & 63))
     }
@@ -122,6 +119,7 @@ fn window(words: &[u64; 4], register: u8) -> u64 {
 }
 
 /// The half of a vCPU's APIC that any pCPU may use.
+#[derive(Default)]
 pub struct LapicShared {
     irr: Vectors,
     tmr: Vectors,
@@ -145,17 +143,6 @@ pub struct Signals {
 }
 
 impl LapicShared {
-    /// The state after power-up: disabled by software, nothing requested.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            irr: Vectors::new(),
-            tmr: Vectors::new(),
-            is_enabled: AtomicBool::new(false),
-            signals: AtomicU32::new(0),
-        }
-    }
-
     /// Requests an interrupt. Returns `true` if the vCPU has something new to look at, so that
     /// the caller kicks it; `false` if it was requested already or the APIC refuses it because
     /// software has disabled it or the vector belongs to exceptions.
@@ -208,12 +195,6 @@ impl LapicShared {
     #[must_use]
     pub fn has_signals(&self) -> bool {
         self.signals.load(Ordering::Acquire) != 0
-    }
-}
-
-impl Default for LapicShared {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -18,7 +18,7 @@ const fn clock(now: u64) -> TimerClock {
 }
 
 fn enabled(id: u32) -> (Lapic, LapicShared) {
-    let (mut lapic, shared) = (Lapic::new(id), LapicShared::new());
+    let (mut lapic, shared) = (Lapic::new(id), LapicShared::default());
     assert_eq!(lapic.write(reg::SVR, 0x1ff, &shared, &CLOCK), Ok(Effect::None));
     (lapic, shared)
 }
@@ -33,7 +33,7 @@ fn ipi(lapic: &mut Lapic, shared: &LapicShared, icr: u64) -> Option<Ipi> {
 
 #[test]
 fn registers_show_what_linux_expects_at_boot() {
-    let (lapic, shared) = (Lapic::new(0x23), LapicShared::new());
+    let (lapic, shared) = (Lapic::new(0x23), LapicShared::default());
     let read = |register| lapic.read(register, &shared, &CLOCK);
     assert_eq!(read(reg::ID), Ok(0x23));
     assert_eq!(read(reg::VERSION), Ok(0x5_0014));
@@ -82,7 +82,7 @@ fn reserved_bits_and_read_only_registers_fault() {
 
 #[test]
 fn a_disabled_apic_takes_no_interrupts_but_signals() {
-    let (mut lapic, shared) = (Lapic::new(0), LapicShared::new());
+    let (mut lapic, shared) = (Lapic::new(0), LapicShared::default());
     assert!(!shared.post(0x40, Trigger::Edge));
     let _ = lapic.write(reg::SVR, 0x1ff, &shared, &CLOCK);
     assert_eq!(lapic.highest_deliverable(&shared), None);
@@ -97,7 +97,7 @@ fn a_disabled_apic_takes_no_interrupts_but_signals() {
 
 #[test]
 fn signals_are_taken_once_and_init_discards_an_older_sipi() {
-    let shared = LapicShared::new();
+    let shared = LapicShared::default();
     shared.post_sipi(0x12);
     shared.post_init();
     assert!(shared.has_signals());

@@ -16,6 +16,7 @@ use crate::addr::{Mfn, Order};
 
 /// What the hypervisor knows about one frame. Cleared memory is a valid record that says
 /// [`FrameType::NotRam`].
+#[derive(Default)]
 #[repr(C)]
 pub struct FrameRecord {
     state: AtomicU64,
@@ -121,12 +122,6 @@ impl State {
 }
 
 impl FrameRecord {
-    /// A record that says [`FrameType::NotRam`].
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { state: AtomicU64::new(0), links: AtomicU64::new(0) }
-    }
-
     #[inline]
     pub(super) fn state(&self) -> State {
         State(self.state.load(Ordering::Acquire))
@@ -209,12 +204,6 @@ impl FrameRecord {
     }
 }
 
-impl Default for FrameRecord {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl State {
     fn one_more(self, mfn: Mfn) -> Result<Self, FrameError> {
         if self.count() >= COUNT_MAX { Err(FrameError::TooManyReferences(mfn)) } else { Ok(Self(self.0 + 1)) }
@@ -239,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_count_never_reaches_the_owner() {
-        let record = FrameRecord::new();
+        let record = FrameRecord::default();
         record.set_state(State(State::in_use(FrameType::Ram, A).0 + u64::from(COUNT_MAX)));
         assert_eq!(record.get(MFN, A, FrameType::Ram), Err(FrameError::TooManyReferences(MFN)));
         assert_eq!(record.state().owner(), A);
@@ -248,7 +237,7 @@ mod tests {
     #[test]
     fn exactly_one_of_many_droppers_ends_the_use() {
         for _ in 0..50 {
-            let record = FrameRecord::new();
+            let record = FrameRecord::default();
             record.set_state(State::in_use(FrameType::Ram, A));
             for _ in 0..3 {
                 record.get(MFN, A, FrameType::Ram).unwrap();
@@ -265,7 +254,7 @@ mod tests {
     #[test]
     #[should_panic = "dropped twice"]
     fn a_second_put_is_caught() {
-        let record = FrameRecord::new();
+        let record = FrameRecord::default();
         record.set_state(State::in_use(FrameType::Ram, A));
         record.put();
     }

@@ -206,7 +206,7 @@ proptest::proptest! {
 #[test]
 fn a_gibibyte_stays_whole() {
     // The records only: memory that is never zeroed needs none in the test.
-    let records: Vec<FrameRecord> = (0..(3 << 18)).map(|_| FrameRecord::new()).collect();
+    let records: Vec<FrameRecord> = (0..(3 << 18)).map(|_| FrameRecord::default()).collect();
     let records = Vec::leak(records);
     records.iter().for_each(|record| record.set_state(State::free(false)));
     let mut buddy = Buddy::new();

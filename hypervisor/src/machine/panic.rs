@@ -7,23 +7,16 @@
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use hypervisor::boot::cmdline::OnPanic;
+
 use super::traps::TrapFrame;
 use super::{boot, console, cpu, layout, percpu, screen, smp};
 
-/// What to do after a panic (`panic=`).
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Policy {
-    Halt = 0,
-    Reboot = 1,
-    Exit = 2,
-}
-
-static POLICY: AtomicU8 = AtomicU8::new(Policy::Exit as u8);
+static POLICY: AtomicU8 = AtomicU8::new(OnPanic::Exit as u8);
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
 /// Sets what follows a panic.
-pub(crate) fn set_policy(policy: Policy) {
+pub(crate) fn set_policy(policy: OnPanic) {
     POLICY.store(policy as u8, Ordering::Relaxed);
 }
 
@@ -73,9 +66,9 @@ fn finish(frame_pointer: u64) -> ! {
     }
     backtrace(frame_pointer);
     let policy = POLICY.load(Ordering::Relaxed);
-    if policy == Policy::Reboot as u8 {
+    if policy == OnPanic::Reboot as u8 {
         boot::power::reset()
-    } else if policy == Policy::Halt as u8 {
+    } else if policy == OnPanic::Halt as u8 {
         console::print(format_args!("(isthmus) halted\n"));
         cpu::halt()
     } else {

@@ -29,7 +29,7 @@ pub(crate) struct Video {
     pub(crate) bytes: usize,
 }
 
-static SCREEN: Mutex<Screen<Mapped>> = Mutex::new(Screen::new());
+static SCREEN: Mutex<Screen<Mapped>> = Mutex::new(Screen::blank());
 static VIDEO: spin::Once<Video> = spin::Once::new();
 /// Whose the screen is, a [`Use`].
 static USE: AtomicU8 = AtomicU8::new(Use::Ours as u8);

@@ -38,7 +38,7 @@ const TEXT: Geometry = Geometry { pitch: 160, width: 80, height: 25, cell: Cell:
 
 fn attached(geometry: Geometry) -> (Screen<Memory>, Memory) {
     let memory = Memory::new(&geometry);
-    let mut screen = Screen::new();
+    let mut screen = Screen::blank();
     assert!(screen.attach(memory.clone(), geometry));
     (screen, memory)
 }
@@ -107,7 +107,7 @@ fn a_full_screen_moves_up_by_half() {
 
 #[test]
 fn what_was_printed_before_there_is_a_screen_is_shown_on_it() {
-    let mut screen = Screen::new();
+    let mut screen = Screen::blank();
     screen.print(b"early\n");
     (0..80).for_each(|i| screen.print(format!("{i}\n").as_bytes()));
     let memory = Memory::new(&TEXT);
@@ -138,7 +138,7 @@ fn layouts_that_cannot_be_are_refused() {
     assert_eq!(Geometry { cell: deep, ..pixels(800, 600) }.size_bytes(), None, "more than 8 bits of a colour");
     let outside = Cell::Pixel { bytes: 2, red: field(16), green: field(8), blue: field(0) };
     assert_eq!(Geometry { cell: outside, ..pixels(800, 600) }.size_bytes(), None, "a colour outside of its pixel");
-    assert!(!Screen::new().attach(Memory(Rc::default()), wide(1)));
+    assert!(!Screen::blank().attach(Memory(Rc::default()), wide(1)));
 }
 
 proptest! {

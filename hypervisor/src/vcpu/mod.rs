@@ -107,7 +107,7 @@ impl Vcpu {
         Self {
             id,
             apic_id,
-            lapic: LapicShared::new(),
+            lapic: LapicShared::default(),
             counters: Counters::new(),
             upcall_due: AtomicBool::new(false),
             runstate: Mutex::new(RunstateClock::new(Nanos::new(0))),

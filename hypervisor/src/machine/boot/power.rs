@@ -4,6 +4,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use hypervisor::boot::cmdline::ExitDevice;
+
 use super::super::{console, cpu};
 
 /// The hypervisor could not start what it was given.
@@ -11,23 +13,11 @@ pub(crate) const STATUS_BOOT_FAILED: u8 = 4;
 /// The hypervisor's own invariants broke.
 pub(crate) const STATUS_PANIC: u8 = 5;
 
-/// How an exit status leaves the machine (`exit=`).
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum ExitPort {
-    /// Nothing but the log; the machine halts.
-    None = 0,
-    /// QEMU's isa-debug-exit device at port 0xf4.
-    Qemu = 1,
-    /// Bochs' shutdown port.
-    Bochs = 2,
-}
+static EXIT_DEVICE: AtomicU8 = AtomicU8::new(ExitDevice::Acpi as u8);
 
-static EXIT_PORT: AtomicU8 = AtomicU8::new(ExitPort::None as u8);
-
-/// Chooses how [`exit`] ends the machine.
-pub(crate) fn set_exit_port(port: ExitPort) {
-    EXIT_PORT.store(port as u8, Ordering::Relaxed);
+/// Chooses how [`exit`] ends the machine; it halts unless this is an emulator's device.
+pub(crate) fn set_exit_device(device: ExitDevice) {
+    EXIT_DEVICE.store(device as u8, Ordering::Relaxed);
 }
 
 /// Says why the hypervisor cannot go on, and ends.
@@ -40,11 +30,11 @@ pub(crate) fn fail(why: fmt::Arguments<'_>) -> ! {
 pub(crate) fn exit(status: u8) -> ! {
     log::info!("machine exit status={status}");
     console::drain();
-    let port = EXIT_PORT.load(Ordering::Relaxed);
-    if port == ExitPort::Qemu as u8 {
+    let device = EXIT_DEVICE.load(Ordering::Relaxed);
+    if device == ExitDevice::Qemu as u8 {
         // SAFETY: without the device the port is unclaimed; with it the machine ends.
         unsafe { cpu::outb(0xf4, status) };
-    } else if port == ExitPort::Bochs as u8 {
+    } else if device == ExitDevice::Bochs as u8 {
         for byte in b"Shutdown" {
             // SAFETY: as above.
             unsafe { cpu::outb(0x8900, *byte) };

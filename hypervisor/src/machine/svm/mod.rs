@@ -168,7 +168,7 @@ pub(crate) fn enable(features: Features) -> Result<(), &'static str> {
     if shared.features != features {
         return Err("its SVM is not the same as the boot CPU's");
     }
-    shared.pcpus[percpu::number()].call_once(|| Box::new(Pcpu { host_vmcb, tlb: Mutex::new(PcpuTlb::new()) }));
+    shared.pcpus[percpu::number()].call_once(|| Box::new(Pcpu { host_vmcb, tlb: Mutex::new(PcpuTlb::default()) }));
     Ok(())
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn enable(caps: Capabilities) -> Result<(), &'static str> {
     if shared.caps != caps {
         return Err("its VT-x is not the same as the boot CPU's");
     }
-    shared.tlbs[percpu::number()].call_once(|| Box::new(Mutex::new(PcpuTlb::new())));
+    shared.tlbs[percpu::number()].call_once(|| Box::new(Mutex::new(PcpuTlb::default())));
     Ok(())
 }
 
