@@ -7,27 +7,55 @@ use guest_abi::num::to_usize;
 
 pub use guest_abi::frame::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
 
-/// A machine frame number: a host physical address divided by the page size.
-///
-/// One that came from the frame table or a p2m lookup names memory the hypervisor may touch; one
-/// that a toolstack named is untrusted until the frame table has confirmed it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct Mfn(u64);
+/// Declares numbers that mean something: a value is made by `new`, read by `raw`, and printed in hex behind its kind.
+macro_rules! numbers {
+    ($($(#[$meta:meta])* $name:ident = $prefix:literal;)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(transparent)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Says that a number means this.
+            #[must_use]
+            pub const fn new(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            /// The number itself.
+            #[must_use]
+            pub const fn raw(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, ":{:#x}"), self.0)
+            }
+        }
+    )*};
+}
+
+numbers! {
+    /// A machine frame number: a host physical address divided by the page size.
+    ///
+    /// One that came from the frame table or a p2m lookup names memory the hypervisor may touch; one
+    /// that a toolstack named is untrusted until the frame table has confirmed it.
+    Mfn = "mfn";
+    /// A host physical address, in bytes.
+    Hpa = "hpa";
+    /// A guest virtual (linear) address. Any value is legal, none is trusted.
+    Gva = "gva";
+    /// A point on the host's time-stamp counter, or a distance between two, in ticks.
+    #[derive(Default)]
+    Ticks = "ticks";
+    /// Nanoseconds since the hypervisor's clock started, or a distance between two points.
+    #[derive(Default)]
+    Nanos = "ns";
+}
 
 impl Mfn {
-    /// Names a machine frame.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The number itself.
-    #[must_use]
-    pub const fn raw(self) -> u64 {
-        self.0
-    }
-
     /// The number as an index into the frame table.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -47,30 +75,7 @@ impl Mfn {
     }
 }
 
-impl fmt::Debug for Mfn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mfn:{:#x}", self.0)
-    }
-}
-
-/// A host physical address, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct Hpa(u64);
-
 impl Hpa {
-    /// Names a host physical address.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The address as a number of bytes.
-    #[must_use]
-    pub const fn raw(self) -> u64 {
-        self.0
-    }
-
     /// The frame that holds this byte.
     #[must_use]
     pub const fn mfn(self) -> Mfn {
@@ -84,30 +89,7 @@ impl Hpa {
     }
 }
 
-impl fmt::Debug for Hpa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hpa:{:#x}", self.0)
-    }
-}
-
-/// A guest virtual (linear) address. Any value is legal, none is trusted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct Gva(u64);
-
 impl Gva {
-    /// Names a guest virtual address.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The address as a number of bytes.
-    #[must_use]
-    pub const fn raw(self) -> u64 {
-        self.0
-    }
-
     /// The address `bytes` further on, wrapping as the CPU does.
     #[must_use]
     pub const fn wrapping_add(self, bytes: u64) -> Self {
@@ -118,12 +100,6 @@ impl Gva {
     #[must_use]
     pub const fn page_offset(self) -> usize {
         to_usize(self.0 & (PAGE_SIZE as u64 - 1))
-    }
-}
-
-impl fmt::Debug for Gva {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gva:{:#x}", self.0)
     }
 }
 
@@ -168,43 +144,5 @@ impl Order {
 impl fmt::Debug for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "order:{}", self.0)
-    }
-}
-
-/// A point on the host's time-stamp counter, or a distance between two, in ticks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[repr(transparent)]
-pub struct Ticks(u64);
-
-impl Ticks {
-    /// Takes a counter value.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The counter value.
-    #[must_use]
-    pub const fn raw(self) -> u64 {
-        self.0
-    }
-}
-
-/// Nanoseconds since the hypervisor's clock started, or a distance between two points.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[repr(transparent)]
-pub struct Nanos(u64);
-
-impl Nanos {
-    /// Takes a number of nanoseconds.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The number of nanoseconds.
-    #[must_use]
-    pub const fn raw(self) -> u64 {
-        self.0
     }
 }

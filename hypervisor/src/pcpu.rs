@@ -24,7 +24,7 @@ pub fn set_current(provider: fn() -> usize) {
 #[must_use]
 pub fn current() -> usize {
     #[cfg(test)]
-    return PRETENDED.get();
+    return crate::testing::pretended();
     #[cfg(not(test))]
     CURRENT.get().map_or(0, |provider| provider() % MAX_PCPUS)
 }
@@ -33,15 +33,4 @@ pub fn current() -> usize {
 pub fn kick(machine: &dyn Machine, pcpu: usize) {
     counters::of_pcpu(current()).kicks.add(1);
     machine.kick(pcpu);
-}
-
-#[cfg(test)]
-std::thread_local! {
-    static PRETENDED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
-}
-
-/// Makes this thread of a test that pCPU.
-#[cfg(test)]
-pub(crate) fn pretend(pcpu: usize) {
-    PRETENDED.set(pcpu);
 }

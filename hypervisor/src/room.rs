@@ -28,36 +28,9 @@ pub fn ensure(bytes: usize) -> Result<(), Full> {
 }
 
 /// Whether a test wants this allocation to fail.
-#[cfg(not(test))]
-pub(crate) const fn is_refused() -> bool {
-    false
-}
-
-#[cfg(test)]
-std::thread_local! {
-    static REFUSE: core::cell::Cell<Option<usize>> = const { core::cell::Cell::new(None) };
-}
-
-#[cfg(test)]
 pub(crate) fn is_refused() -> bool {
-    match REFUSE.get() {
-        None => false,
-        Some(0) => {
-            REFUSE.set(None);
-            true
-        }
-        Some(left) => {
-            REFUSE.set(Some(left - 1));
-            false
-        }
-    }
-}
-
-/// Runs `f` with the allocation after `skip` others refused, on this thread; also says whether that
-/// many were asked for.
-#[cfg(test)]
-pub(crate) fn refusing<R>(skip: usize, f: impl FnOnce() -> R) -> (R, bool) {
-    REFUSE.set(Some(skip));
-    let result = f();
-    (result, REFUSE.take().is_none())
+    #[cfg(test)]
+    return crate::testing::is_refused();
+    #[cfg(not(test))]
+    false
 }

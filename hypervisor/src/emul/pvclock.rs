@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::addr::Ticks;
-    use crate::mem::test_memory;
+    use crate::testing::test_memory;
     use crate::time::TscScale;
 
     fn clock(khz: u32, start: u64, tsc_offset: u64) -> GuestClock {

@@ -9,7 +9,7 @@ use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use guest_abi::event_channel as fifo_abi;
 
 use super::*;
-use crate::mem::test_memory;
+use crate::testing::test_memory;
 
 const VCPUS: u32 = 3;
 const PORTS: u32 = 72;

@@ -134,28 +134,6 @@ impl Buddy {
             self.cursor = None;
         }
     }
-
-    /// All free blocks, by first frame: (first, order, in a clean list).
-    #[cfg(test)]
-    pub(super) fn blocks(&self, records: &[FrameRecord]) -> alloc::collections::BTreeMap<u64, (u8, bool)> {
-        let mut blocks = alloc::collections::BTreeMap::new();
-        for list in 0..2 {
-            for row in 0..NR_ORDERS {
-                let mut at = self.heads[list][row];
-                let mut previous = END;
-                while at != END {
-                    let record = &records[at as usize];
-                    assert_eq!(record.state().head_order().map(|o| usize::from(o.raw())), Some(row));
-                    assert_eq!(record.state().is_in_clean_list(), list == 1);
-                    assert_eq!(record.links().0, previous);
-                    assert!(blocks.insert(u64::from(at), (u8::try_from(row).unwrap(), list == 1)).is_none());
-                    (previous, at) = (at, record.links().1);
-                }
-                assert_eq!(self.occupied[list] >> row & 1 == 1, self.heads[list][row] != END);
-            }
-        }
-        blocks
-    }
 }
 
 /// Cuts `[first, first + count)` into the largest aligned blocks, in rising order of address.
@@ -179,3 +157,6 @@ impl State {
         matches!(self.kind(), super::types::FrameType::Free)
     }
 }
+
+#[cfg(test)]
+mod check;

@@ -368,11 +368,4 @@ impl fmt::Debug for FrameRef {
 }
 
 #[cfg(test)]
-pub(crate) fn test_table(nr_frames: usize) -> &'static FrameTable {
-    let records: std::vec::Vec<FrameRecord> = (0..nr_frames).map(|_| FrameRecord::default()).collect();
-    let table = FrameTable::new(std::vec::Vec::leak(records), crate::mem::test_memory(nr_frames));
-    std::boxed::Box::leak(std::boxed::Box::new(table))
-}
-
-#[cfg(test)]
 mod tests;

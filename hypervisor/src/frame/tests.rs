@@ -7,6 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::*;
+use crate::testing::test_table;
 
 const A: DomId = DomId::new(1);
 const B: DomId = DomId::new(2);

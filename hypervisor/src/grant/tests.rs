@@ -16,11 +16,12 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use super::ops::{Buffers, Request, Rights, Step};
 use super::*;
 use crate::addr::{Mfn, Order, PAGE_SIZE};
-use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage, test_table};
+use crate::frame::{Fill, FrameTable, FrameType, Limits as FrameLimits, Usage};
 use crate::lock::{self, Lock, Rank};
-use crate::p2m::flush::without_flush;
 use crate::p2m::{Backing, FlushSite, Flusher, Format, Leaf, P2m, P2mKind, P2mView, TlbState, UnmappedBatch};
 use crate::progress::Progress;
+use crate::testing::test_table;
+use crate::testing::without_flush;
 
 const RAM: u64 = 4;
 const HOLES: std::ops::Range<u64> = 8..12;

@@ -11,8 +11,9 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::*;
 use crate::addr::Order;
-use crate::frame::{Fill, FrameTable, FrameType, Limits, test_table};
+use crate::frame::{Fill, FrameTable, FrameType, Limits};
 use crate::p2m::{Backing, FlushSite, Flusher, Format, P2m, P2mKind, TlbState};
+use crate::testing::test_table;
 
 const A: DomId = DomId::new(1);
 const B: DomId = DomId::new(2);

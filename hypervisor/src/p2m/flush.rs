@@ -184,7 +184,10 @@ impl TlbState {
         debug_assert!(crate::lock::holds_none(), "a flush may wait for other pCPUs");
         self.flushes[site as usize].fetch_add(1, Ordering::Relaxed);
         let generation = self.generation();
-        if self.stale(generation) != 0 && !is_sabotaged(site) {
+        let is_needed = self.stale(generation) != 0;
+        #[cfg(test)]
+        let is_needed = is_needed && !crate::testing::is_sabotaged(site);
+        if is_needed {
             flusher.flush(self, generation);
         }
         debug_assert!(self.stale(generation) == 0, "a pCPU has not honoured the flush");
@@ -302,7 +305,11 @@ impl Unmapped {
 
 impl Drop for Unmapped {
     fn drop(&mut self) {
-        debug_assert!(is_unwinding(), "{:?} was unmapped and never released", self.leaf.mfn);
+        #[cfg(test)]
+        if std::thread::panicking() {
+            return;
+        }
+        debug_assert!(false, "{:?} was unmapped and never released", self.leaf.mfn);
     }
 }
 
@@ -347,40 +354,4 @@ impl UnmappedBatch {
         let proof = tlb.flush(flusher, site);
         self.0.drain(..).for_each(|token| token.release(&proof));
     }
-}
-
-#[cfg(not(test))]
-const fn is_sabotaged(_: FlushSite) -> bool {
-    false
-}
-#[cfg(not(test))]
-const fn is_unwinding() -> bool {
-    false
-}
-
-#[cfg(test)]
-std::thread_local! {
-    static SABOTAGED: core::cell::Cell<Option<FlushSite>> = const { core::cell::Cell::new(None) };
-}
-#[cfg(test)]
-fn is_sabotaged(site: FlushSite) -> bool {
-    SABOTAGED.get() == Some(site)
-}
-#[cfg(test)]
-fn is_unwinding() -> bool {
-    std::thread::panicking()
-}
-
-/// Runs `f` with the flushes of one site left out, on this thread.
-#[cfg(test)]
-pub(crate) fn without_flush<R>(site: FlushSite, f: impl FnOnce() -> R) -> R {
-    struct Restore;
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            SABOTAGED.set(None);
-        }
-    }
-    let _restore = Restore;
-    SABOTAGED.set(Some(site));
-    f()
 }

@@ -9,7 +9,8 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::entry::{block_of, frame_of};
 use super::*;
-use crate::frame::{Limits, test_table};
+use crate::frame::Limits;
+use crate::testing::test_table;
 
 /// A format like no CPU's: bit 0 table, bit 1 leaf.
 pub(super) struct Toy;
@@ -386,7 +387,7 @@ fn each_flush_is_needed_says_the_generation() {
         assert_eq!(world.p2m.tlb().flushes(site), 1);
         let missing = std::panic::catch_unwind(|| {
             let mut world = World::new(Format::Ept);
-            flush::without_flush(site, || use_site(&mut world, site));
+            crate::testing::without_flush(site, || use_site(&mut world, site));
         });
         assert!(missing.is_err(), "{site:?} can be left out unnoticed");
     }
@@ -464,7 +465,7 @@ fn pcpus_that_flush_each_other_both_go_on() {
         for here in 0..2 {
             let (p2ms, tlbs, done) = (&p2ms, &tlbs, &done);
             scope.spawn(move || {
-                crate::pcpu::pretend(here + 1);
+                crate::testing::pretend(here + 1);
                 let (own, other) = (&tlbs[here], &p2ms[1 - here]);
                 for round in 0..500 {
                     own.begin(here + 1);

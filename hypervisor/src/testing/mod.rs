@@ -10,11 +10,15 @@
 //! IF clear or in a shadow, an interrupt that was queued is never overwritten, and the window that
 //! was asked for opens when it should. Time stands still unless a test moves it.
 
+mod faults;
 mod guest;
 mod machine;
+mod memory;
 
+pub(crate) use faults::{is_refused, is_sabotaged, pretend, pretended, refusing, without_flush};
 pub(crate) use guest::{Guest, HOLE, arg, failed};
 pub(crate) use machine::{End, FakeMachine, ending};
+pub(crate) use memory::{test_memory, test_table};
 
 use core::sync::atomic::{AtomicBool, AtomicU64};
 use std::boxed::Box;
@@ -29,7 +33,7 @@ use spin::{Mutex, Once};
 
 use crate::domain::{DomainTable, News, Privileges};
 use crate::facts::HostFacts;
-use crate::frame::{FrameTable, FrameType, FreeFrames, Usage, test_table};
+use crate::frame::{FrameTable, FrameType, FreeFrames, Usage};
 use crate::hypervisor::Hypervisor;
 use crate::input::InputRing;
 use crate::p2m::Format;
@@ -54,7 +58,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// pCPUs that the scheduler serves; a test that is one of several says so by [`crate::pcpu::pretend`].
+    /// pCPUs that the scheduler serves; a test that is one of several says so by [`crate::testing::pretend`].
     pub(crate) const NR_PCPUS: usize = 1;
 
     /// A host with 4 MiB of memory, of which the first 128 frames can be dom0's identity map. They are

@@ -2,8 +2,8 @@
 //! Lines of guests.
 
 use super::*;
-use crate::mem::test_memory;
 use crate::testing::Host;
+use crate::testing::test_memory;
 
 const D: DomId = DomId::new(3);
 

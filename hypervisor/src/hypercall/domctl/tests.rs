@@ -13,7 +13,6 @@ use proptest::{collection, prop_oneof};
 use super::*;
 use crate::domain::{LifeState, ShutdownReason};
 use crate::frame::FreeFrames;
-use crate::room;
 use crate::testing::{DOM0, GUEST, Guest, HOLE, Host, arg, failed};
 use crate::vcpu::RunState;
 
@@ -261,7 +260,7 @@ fn each_allocation_of_a_new_domain_may_fail_and_nothing_is_left() {
     let before = resources(host);
     let mut failures = 0;
     loop {
-        let (made, was_refused) = room::refusing(failures, || create(&dom0, 0));
+        let (made, was_refused) = crate::testing::refusing(failures, || create(&dom0, 0));
         if !was_refused {
             assert_eq!(destroy(&dom0, made.unwrap()), 0);
             break;
@@ -311,7 +310,7 @@ fn each_allocation_of_a_guest_being_built_may_fail_and_nothing_is_left() {
     let before = resources(host);
     for skip in 0.. {
         let id = create(&dom0, 0).unwrap();
-        let (result, was_refused) = room::refusing(skip, || build(id));
+        let (result, was_refused) = crate::testing::refusing(skip, || build(id));
         clean(id);
         assert_eq!(resources(host), before, "allocation {skip}");
         host.check_books();
@@ -443,9 +442,9 @@ fn the_end_of_a_domain_is_told_to_who_controls_it_and_does_not_end_the_machine()
     }
     drop(held);
     // Any pCPU ends it; the one that does the rest may be halted.
-    crate::pcpu::pretend(1);
+    crate::testing::pretend(1);
     host.hv.after_slice();
-    crate::pcpu::pretend(0);
+    crate::testing::pretend(0);
     assert!(take() && find(host, id).is_none(), "told that it is gone");
 }
 

@@ -629,7 +629,7 @@ fn each_flush_of_a_foreign_page_is_needed() {
         assert_eq!(share(&dom0, SCRATCH + 1), 0);
         // dom0's CPU has seen the mappings.
         dom0.run(0);
-        let unflushed = crate::p2m::flush::without_flush(site, || {
+        let unflushed = crate::testing::without_flush(site, || {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match site {
                 FlushSite::Remap => share(&dom0, SCRATCH + 1),
                 _ => remove(&dom0, SCRATCH),
