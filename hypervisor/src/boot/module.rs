@@ -256,53 +256,28 @@ pub struct Member<'a> {
     pub data: Range<usize>,
 }
 
-/// What is wrong with a bundle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BundleError {
-    /// It does not begin as a newc archive does.
-    NotCpio,
-    /// A member's header is broken.
-    BadHeader {
-        /// Byte offset of the header.
-        at: usize,
-    },
-    /// A member, or the end mark, lies beyond the bundle's end.
-    Truncated {
-        /// Byte offset of the header of what is missing.
-        at: usize,
-    },
-    /// A member's name is not the next one due.
-    OutOfOrder {
-        /// The number of the module that was due.
-        module: usize,
-        /// `args` or `data`.
-        part: &'static str,
-    },
-    /// A module's string is not text.
-    NotText {
-        /// The module's number, from 0.
-        module: usize,
-    },
-    /// More modules than are ever needed.
-    TooMany,
+/// What is wrong with a bundle, and at which byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BundleError {
+    /// What was found.
+    pub what: &'static str,
+    /// In the member whose header is here.
+    pub at: usize,
 }
 
 impl fmt::Display for BundleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "bundle of boot modules: ")?;
-        match self {
-            Self::NotCpio => write!(f, "this is not an uncompressed newc cpio archive")?,
-            Self::BadHeader { at } => write!(f, "the archive's header at byte {at} is broken")?,
-            Self::Truncated { at } => write!(f, "the archive ends within the member at byte {at}")?,
-            Self::OutOfOrder { module, part } => {
-                write!(f, "the member {module}.{part} was due and another one stands there")?;
-            }
-            Self::NotText { module } => write!(f, "{module}.args is not UTF-8 text")?,
-            Self::TooMany => write!(f, "it has more than {MAX_MEMBERS} modules")?,
-        }
-        write!(f, "; make it with cargo xtask and give it as -initrd")
+        let Self { what, at } = self;
+        write!(f, "bundle of boot modules: {what} at byte {at}; make it with cargo xtask and give it as -initrd")
     }
 }
+
+const NOT_CPIO: &str = "no uncompressed newc cpio archive";
+const BROKEN: &str = "a broken header";
+const TRUNCATED: &str = "the archive ends within the member";
+const OUT_OF_ORDER: &str = "a member out of order";
+const NOT_TEXT: &str = "arguments that are not UTF-8 text";
+const TOO_MANY: &str = "more modules than are ever needed";
 
 /// The most modules in a bundle.
 const MAX_MEMBERS: usize = 64;
@@ -311,19 +286,18 @@ const MAX_NAME: usize = 64;
 /// Bytes in a newc header.
 const HEADER: usize = 110;
 
-/// Whether bytes begin as a bundle does, so that a single module can be told from one.
-#[must_use]
-pub fn is_bundle(bytes: &[u8]) -> bool {
+/// Whether bytes begin as a member does.
+fn is_member(bytes: &[u8]) -> bool {
     bytes.starts_with(b"070701")
 }
 
 /// Splits a bundle into its modules.
 ///
 /// # Errors
-/// Says what is broken and where. A bundle that is shorter than its archive is [`BundleError::Truncated`].
+/// Says what is broken and where.
 pub fn split(bundle: &[u8]) -> Result<Vec<Member<'_>>, BundleError> {
-    if !is_bundle(bundle) {
-        return Err(BundleError::NotCpio);
+    if !is_member(bundle) {
+        return Err(BundleError { what: NOT_CPIO, at: 0 });
     }
     let mut members = Vec::new();
     let mut at = 0;
@@ -334,17 +308,14 @@ pub fn split(bundle: &[u8]) -> Result<Vec<Member<'_>>, BundleError> {
             return Ok(members);
         }
         if module == MAX_MEMBERS {
-            return Err(BundleError::TooMany);
-        }
-        if !is_named(args.name, module, b".args") {
-            return Err(BundleError::OutOfOrder { module, part: "args" });
+            return Err(BundleError { what: TOO_MANY, at });
         }
         let data = entry(bundle, args.next)?;
-        if !is_named(data.name, module, b".data") {
-            return Err(BundleError::OutOfOrder { module, part: "data" });
+        if !is_named(args.name, module, b".args") || !is_named(data.name, module, b".data") {
+            return Err(BundleError { what: OUT_OF_ORDER, at });
         }
         let text = bundle.get(args.data).unwrap_or_default();
-        let text = str::from_utf8(text).map_err(|_| BundleError::NotText { module })?;
+        let text = str::from_utf8(text).map_err(|_| BundleError { what: NOT_TEXT, at })?;
         members.push(Member { args: text.trim_matches(['\0', '\n', ' ']), data: data.data });
         at = data.next;
     }
@@ -361,18 +332,14 @@ struct Entry<'a> {
 ///
 /// Sizes have 32 bits and offsets 64, so the sums cannot overflow.
 fn entry(bundle: &[u8], at: usize) -> Result<Entry<'_>, BundleError> {
-    let truncated = BundleError::Truncated { at };
-    let header = bundle.get(at..at + HEADER).ok_or(truncated.clone())?;
-    let broken = BundleError::BadHeader { at };
-    if !is_bundle(header) {
+    let (truncated, broken) = (BundleError { what: TRUNCATED, at }, BundleError { what: BROKEN, at });
+    let header = bundle.get(at..at + HEADER).ok_or(truncated)?;
+    let file_size = hex(&header[54..62]).ok_or(broken)?;
+    let name_size = hex(&header[94..102]).ok_or(broken)?;
+    if !is_member(header) || name_size == 0 || name_size > MAX_NAME {
         return Err(broken);
     }
-    let file_size = hex(&header[54..62]).ok_or(broken.clone())?;
-    let name_size = hex(&header[94..102]).ok_or(broken.clone())?;
-    if name_size == 0 || name_size > MAX_NAME {
-        return Err(broken);
-    }
-    let name = bundle.get(at + HEADER..at + HEADER + name_size).ok_or(truncated.clone())?;
+    let name = bundle.get(at + HEADER..at + HEADER + name_size).ok_or(truncated)?;
     let name = name.strip_suffix(b"\0").ok_or(broken)?;
     let start = (at + HEADER + name_size).next_multiple_of(4);
     let end = start + file_size;
@@ -492,20 +459,20 @@ mod tests {
             let cut = split(&bytes[..len]);
             // The padding behind the end mark's name carries nothing.
             let whole = len >= bytes.len() - 3;
-            assert!(whole || matches!(cut, Err(BundleError::Truncated { .. })), "{len}: {cut:?}");
+            assert!(whole || matches!(cut, Err(BundleError { what: TRUNCATED, .. })), "{len}: {cut:?}");
         }
-        assert_eq!(split(b"07070"), Err(BundleError::NotCpio));
-        assert_eq!(split(&[0x1f, 0x8b]), Err(BundleError::NotCpio));
+        assert_eq!(split(b"07070"), Err(BundleError { what: NOT_CPIO, at: 0 }));
+        assert_eq!(split(&[0x1f, 0x8b]), Err(BundleError { what: NOT_CPIO, at: 0 }));
     }
 
     #[test]
     fn members_out_of_order_are_refused() {
         let mut bytes = member("1.args", b"kernel");
         bytes.extend(member("1.data", b""));
-        assert_eq!(split(&bytes), Err(BundleError::OutOfOrder { module: 0, part: "args" }));
+        assert_eq!(split(&bytes), Err(BundleError { what: OUT_OF_ORDER, at: 0 }));
         let mut bytes = member("0.args", b"kernel");
         bytes.extend(member("1.args", b""));
-        assert_eq!(split(&bytes), Err(BundleError::OutOfOrder { module: 0, part: "data" }));
+        assert_eq!(split(&bytes), Err(BundleError { what: OUT_OF_ORDER, at: 0 }));
     }
 
     proptest! {
