@@ -78,24 +78,16 @@ fn check_version(version: u32) -> Result<(), Errno> {
 }
 
 fn console_read(call: &mut Call<'_>) -> HypercallResult {
-    /// Bytes done at a time; the caller asks again.
-    const BATCH: usize = 512;
     let mut argument: abi::ConsoleRead = call.read(call.arg1())?;
     check_version(argument.interface_version)?;
     let domain = call.other(call.resolve(argument.domid))?;
-    let mut bytes = [0; BATCH];
-    let mut written = 0;
-    while written < argument.len && written < abi::CONSOLE_KEPT as u64 {
-        let room = to_usize((argument.len - written).min(BATCH as u64));
-        let (start, len) = domain.console.lock().kept.read(argument.position, &mut bytes[..room]);
-        call.write_bytes(argument.buffer.wrapping_add(written), &bytes[..len])?;
-        argument.position = start + len as u64;
-        written += len as u64;
-        if len < room {
-            break;
-        }
-    }
-    argument.len = written;
+    let mut position = argument.position;
+    argument.len = call.write_pieces(argument.buffer, argument.len.min(abi::CONSOLE_KEPT as u64), |bytes| {
+        let (start, len) = domain.console.lock().kept.read(position, bytes);
+        position = start + len as u64;
+        len
+    })?;
+    argument.position = position;
     call.write(call.arg1(), &argument)?;
     DONE
 }

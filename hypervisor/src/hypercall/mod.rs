@@ -25,7 +25,7 @@ mod vcpu;
 mod version;
 
 use guest_abi::hypercall as number;
-use guest_abi::num::low_u32;
+use guest_abi::num::{low_u32, to_usize};
 use guest_abi::{Errno, Gfn, Wire};
 
 use crate::addr::Gva;
@@ -181,6 +181,28 @@ impl Call<'_> {
     #[inline(always)]
     pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         Ok(self.space().write_bytes(Gva::new(address), bytes)?)
+    }
+
+    /// Fills the caller's buffer of `room` bytes piece by piece with what `next` gives, until that gives less than fits.
+    /// Returns how many bytes that were.
+    pub(crate) fn write_pieces(
+        &mut self,
+        buffer: u64,
+        room: u64,
+        mut next: impl FnMut(&mut [u8]) -> usize,
+    ) -> Result<u64, Errno> {
+        let mut bytes = [0; 512];
+        let mut written = 0;
+        while written < room {
+            let piece = to_usize((room - written).min(bytes.len() as u64));
+            let len = next(&mut bytes[..piece]);
+            self.write_bytes(buffer.wrapping_add(written), &bytes[..len])?;
+            written += len as u64;
+            if len < piece {
+                break;
+            }
+        }
+        Ok(written)
     }
 }
 

@@ -45,27 +45,19 @@ fn write_argument<T: Wire>(call: &mut Call<'_>, value: &T) -> HypercallResult {
 }
 
 fn read_console(call: &mut Call<'_>) -> HypercallResult {
-    const BATCH: usize = 512;
     let mut wanted: abi::ReadConsole = argument(call)?;
     let mut position = if wanted.incremental == 0 { LOG.oldest() } else { wanted.index };
-    let room = (wanted.count as usize).min(LOG_KEPT);
-    let mut bytes = [0; BATCH];
-    let mut written = 0;
-    while written < room {
-        let part = (room - written).min(BATCH);
-        let (start, len) = LOG.read(position, &mut bytes[..part]);
-        call.write_bytes(wanted.buffer.wrapping_add(written as u64), &bytes[..len])?;
+    let room = u64::from(wanted.count).min(LOG_KEPT as u64);
+    let written = call.write_pieces(wanted.buffer, room, |bytes| {
+        let (start, len) = LOG.read(position, bytes);
         position = start.wrapping_add(low_u32(len as u64));
-        written += len;
-        if len < part {
-            break;
-        }
-    }
+        len
+    })?;
     if wanted.clear != 0 {
         LOG.clear(position);
     }
     wanted.index = position;
-    wanted.count = low_u32(written as u64);
+    wanted.count = low_u32(written);
     write_argument(call, &wanted)
 }
 

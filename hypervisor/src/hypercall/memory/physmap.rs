@@ -135,20 +135,7 @@ pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
     let (mapper, mut replaced) = (call.domain, Replaced::default());
     let mut failed = None;
     for at in done..end {
-        let result = (|| {
-            let from: u64 = call.read(argument.idxs.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
-            let to: u64 = call.read(argument.gpfns.wrapping_add(at * 8)).map_err(|fault| (fault, true))?;
-            map_foreign(mapper, Gfn::new(to), &owner, Gfn::new(from), &mut replaced).map_err(|error| (error, false))
-        })();
-        let status = match result {
-            Ok(()) => 0,
-            Err((fault, true)) => {
-                failed = Some(fault);
-                break;
-            }
-            Err((error, false)) => -(error as i32),
-        };
-        if let Err(fault) = call.write(argument.errs.wrapping_add(at * 4), &status) {
+        if let Err(fault) = foreign_entry(call, &argument, &owner, at, &mut replaced) {
             failed = Some(fault);
             break;
         }
@@ -159,6 +146,26 @@ pub(super) fn foreign(call: &mut Call<'_>) -> HypercallResult {
         None if end < size => Ok(again_from(call, end)),
         None => DONE,
     }
+}
+
+/// Maps one page and writes how that went into the caller's list.
+///
+/// # Errors
+/// If the caller's lists cannot be reached.
+fn foreign_entry(
+    call: &mut Call<'_>,
+    argument: &abi::AddToPhysmapBatch,
+    owner: &Domain,
+    at: u64,
+    replaced: &mut Replaced,
+) -> Result<(), Errno> {
+    let from: u64 = call.read(argument.idxs.wrapping_add(at * 8))?;
+    let to: u64 = call.read(argument.gpfns.wrapping_add(at * 8))?;
+    let status = match map_foreign(call.domain, Gfn::new(to), owner, Gfn::new(from), replaced) {
+        Ok(()) => 0,
+        Err(error) => -(error as i32),
+    };
+    call.write(argument.errs.wrapping_add(at * 4), &status)
 }
 
 fn map_foreign(mapper: &Domain, to: Gfn, owner: &Domain, from: Gfn, replaced: &mut Replaced) -> Result<(), Errno> {
@@ -195,45 +202,20 @@ pub(super) fn acquire(call: &mut Call<'_>) -> HypercallResult {
         return Err(Errno::EINVAL);
     }
     // A grant table has few frames, so this is a bounded piece of work: two batches at most.
-    let mut mapped = 0;
-    let result = loop {
-        if mapped == count {
-            break Ok(());
+    let (mut mapped, mut result) = (0, Ok(()));
+    while mapped < count && result.is_ok() {
+        let mut replaced = Replaced::default();
+        let end = count.min(mapped + BATCH);
+        while mapped < end && result.is_ok() {
+            result = acquire_one(call, &argument, &owner, mapped, &mut replaced);
+            mapped += u64::from(result.is_ok());
         }
-        match acquire_some(call, &argument, &owner, mapped) {
-            Ok(next) => mapped = next,
-            Err((next, error)) => {
-                mapped = next;
-                break Err(error);
-            }
-        }
-    };
-    if let Err(error) = result {
+        replaced.flush(call, call.domain, FlushSite::ForeignUnmap);
+    }
+    if result.is_err() {
         take_back(call, &argument, mapped);
-        return Err(error);
     }
-    DONE
-}
-
-/// Maps a batch from entry `at` on; returns the first entry that is not mapped.
-fn acquire_some(
-    call: &mut Call<'_>,
-    argument: &abi::AcquireResource,
-    owner: &Domain,
-    at: u64,
-) -> Result<u64, (u64, Errno)> {
-    let mut replaced = Replaced::default();
-    let end = u64::from(argument.nr_frames).min(at + BATCH);
-    let mut next = at;
-    let mut failed = None;
-    while next < end && failed.is_none() {
-        match acquire_one(call, argument, owner, next, &mut replaced) {
-            Ok(()) => next += 1,
-            Err(error) => failed = Some(error),
-        }
-    }
-    replaced.flush(call, call.domain, FlushSite::ForeignUnmap);
-    failed.map_or(Ok(next), |error| Err((next, error)))
+    result.and(DONE)
 }
 
 fn acquire_one(
