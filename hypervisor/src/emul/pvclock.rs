@@ -126,26 +126,16 @@ pub fn write_wallclock(mem: &PhysMem, shared_info: Mfn, seconds: u64, nanosecond
 
 /// What a vCPU does, for accounting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
 pub enum Runstate {
     /// Runs on a pCPU.
-    Running,
+    Running = RUNSTATE_RUNNING,
     /// Could run, no pCPU free.
-    Runnable,
+    Runnable = RUNSTATE_RUNNABLE,
     /// Waits for an event.
-    Blocked,
+    Blocked = RUNSTATE_BLOCKED,
     /// Paused, or not brought up.
-    Offline,
-}
-
-impl Runstate {
-    const fn raw(self) -> i32 {
-        match self {
-            Self::Running => RUNSTATE_RUNNING,
-            Self::Runnable => RUNSTATE_RUNNABLE,
-            Self::Blocked => RUNSTATE_BLOCKED,
-            Self::Offline => RUNSTATE_OFFLINE,
-        }
-    }
+    Offline = RUNSTATE_OFFLINE,
 }
 
 /// Where one vCPU spent its time.
@@ -176,7 +166,7 @@ impl RunstateClock {
         let mut time = self.spent;
         let slot = &mut time[self.state as usize];
         *slot = slot.saturating_add(now.raw().saturating_sub(self.since.raw()));
-        RunstateInfo { state: self.state.raw(), state_entry_time: self.since.raw(), time }
+        RunstateInfo { state: self.state as i32, state_entry_time: self.since.raw(), time }
     }
 
     /// Writes the account to the guest's area as it was when the state was entered, which is what
@@ -189,7 +179,7 @@ impl RunstateClock {
             area.store(mem, ENTRY_TIME, since | RUNSTATE_UPDATE, Ordering::Relaxed);
             fence(Ordering::Release);
         }
-        area.store(mem, 0, self.state.raw().unsigned_abs().into(), Ordering::Relaxed);
+        area.store(mem, 0, (self.state as i32).unsigned_abs().into(), Ordering::Relaxed);
         for (word, time) in (ENTRY_TIME + 1..).zip(self.spent) {
             area.store(mem, word, time, Ordering::Relaxed);
         }

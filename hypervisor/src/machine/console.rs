@@ -7,6 +7,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use arrayvec::ArrayVec;
 use hypervisor::log_ring::LOG;
 use log::{Level, LevelFilter, Metadata, Record};
 use spin::Mutex;
@@ -102,35 +103,23 @@ fn send(uart: &mut Uart, bytes: &[u8]) {
 }
 
 /// A line under construction, sent in one piece so that lines do not mix.
-struct Line {
-    bytes: [u8; 256],
-    len: usize,
-}
+struct Line(ArrayVec<u8, 256>);
 
 impl Line {
-    const fn new() -> Self {
-        Self { bytes: [0; 256], len: 0 }
-    }
-
     fn flush(&mut self) {
-        write_raw(&self.bytes[..self.len]);
-        self.len = 0;
+        write_raw(&self.0);
+        self.0.clear();
     }
 }
 
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            let needed = if byte == b'\n' { 2 } else { 1 };
-            if self.len + needed > self.bytes.len() {
+            let bytes: &[u8] = if byte == b'\n' { b"\r\n" } else { &[byte] };
+            if bytes.len() > self.0.remaining_capacity() {
                 self.flush();
             }
-            if byte == b'\n' {
-                self.bytes[self.len] = b'\r';
-                self.len += 1;
-            }
-            self.bytes[self.len] = byte;
-            self.len += 1;
+            let _ = self.0.try_extend_from_slice(bytes);
         }
         Ok(())
     }
@@ -156,7 +145,7 @@ impl log::Log for Logger {
             Level::Debug => "DEBUG",
             Level::Trace => "TRACE",
         };
-        let mut line = Line::new();
+        let mut line = Line(ArrayVec::new());
         if !AT_LINE_START.load(Ordering::Relaxed) {
             let _ = line.write_str("\n");
         }
@@ -170,7 +159,7 @@ impl log::Log for Logger {
 
 /// Prints without level or time, for dumps.
 pub(crate) fn print(args: fmt::Arguments<'_>) {
-    let mut line = Line::new();
+    let mut line = Line(ArrayVec::new());
     let _ = line.write_fmt(args);
     line.flush();
 }

@@ -6,6 +6,22 @@
 //! code through [`hypervisor::backend`].
 #![expect(unsafe_code, reason = "this is the part of the hypervisor that touches hardware")]
 
+/// Assembles a file that finds the general-purpose registers in [`hypervisor::vcpu::regs::GuestRegs`] by their names.
+macro_rules! global_asm_with_regs {
+    ($file:literal $(, $name:ident = $value:expr)*) => {
+        global_asm_with_regs!(
+            @ $file, [rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15] $(, $name = $value)*
+        );
+    };
+    (@ $file:literal, [$($reg:ident)*] $(, $name:ident = $value:expr)*) => {
+        core::arch::global_asm!(
+            include_str!($file),
+            $($reg = const core::mem::offset_of!(hypervisor::vcpu::regs::GuestRegs, $reg),)*
+            $($name = const $value,)*
+        );
+    };
+}
+
 pub(crate) mod apic;
 pub(crate) mod boot;
 pub(crate) mod bulk;

@@ -110,8 +110,22 @@ pub enum Entry {
 ///
 /// Levels count from 0 (4 KiB leaves) to 3 (the root, whose entries are never leaves).
 pub trait PteFormat {
+    /// Of these bits an entry that is no hole has one.
+    const PRESENT: u64;
+    /// The bit that tells a leaf above level 0 from a table.
+    const LARGE: u64;
+
     /// Reads an entry of a table at `level`. An entry at level 0 is never a table.
-    fn decode(raw: u64, level: u8) -> Entry;
+    #[inline]
+    fn decode(raw: u64, level: u8) -> Entry {
+        if raw & Self::PRESENT == 0 {
+            Entry::Hole
+        } else if level == 0 || raw & Self::LARGE != 0 {
+            Entry::Leaf { mfn: block_of(raw, level), kind: P2mKind::from_bits(raw) }
+        } else {
+            Entry::Table(frame_of(raw))
+        }
+    }
     /// Makes an entry that points to a table.
     fn table(mfn: Mfn) -> u64;
     /// Makes an entry at `level` that maps memory.

@@ -7,7 +7,7 @@
 //!
 //! Source: Intel SDM vol. 3C, The Extended Page Table Mechanism (EPT), formats of EPT entries.
 
-use super::entry::{Entry, P2mKind, PteFormat, block_of, frame_of};
+use super::entry::{P2mKind, PteFormat};
 use crate::addr::Mfn;
 
 /// The format of EPT.
@@ -18,21 +18,12 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 const MEMORY_TYPE_UC: u64 = 0 << 3;
 const MEMORY_TYPE_WB: u64 = 6 << 3;
-const LARGE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 
 impl PteFormat for Ept {
-    #[inline]
-    fn decode(raw: u64, level: u8) -> Entry {
-        if raw & (READ | WRITE | EXECUTE) == 0 {
-            Entry::Hole
-        } else if level == 0 || raw & LARGE != 0 {
-            Entry::Leaf { mfn: block_of(raw, level), kind: P2mKind::from_bits(raw) }
-        } else {
-            Entry::Table(frame_of(raw))
-        }
-    }
+    const PRESENT: u64 = READ | WRITE | EXECUTE;
+    const LARGE: u64 = 1 << 7;
 
     fn table(mfn: Mfn) -> u64 {
         mfn.base().raw() | READ | WRITE | EXECUTE | ACCESSED
@@ -48,7 +39,7 @@ impl PteFormat for Ept {
             raw |= EXECUTE;
         }
         if level > 0 {
-            raw |= LARGE;
+            raw |= Self::LARGE;
         }
         raw
     }

@@ -9,40 +9,30 @@
 //!
 //! Source: AMD APM vol. 2, 15.25 Nested Paging; 5.3 Long-Mode Page Translation.
 
-use super::entry::{Entry, P2mKind, PteFormat, block_of, frame_of};
+use super::entry::{P2mKind, PteFormat};
 use crate::addr::Mfn;
 
 /// The format of NPT.
 pub(super) struct Npt;
 
-const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 
 impl PteFormat for Npt {
-    #[inline]
-    fn decode(raw: u64, level: u8) -> Entry {
-        if raw & PRESENT == 0 {
-            Entry::Hole
-        } else if level == 0 || raw & LARGE != 0 {
-            Entry::Leaf { mfn: block_of(raw, level), kind: P2mKind::from_bits(raw) }
-        } else {
-            Entry::Table(frame_of(raw))
-        }
-    }
+    const PRESENT: u64 = 1 << 0;
+    const LARGE: u64 = 1 << 7;
 
     fn table(mfn: Mfn) -> u64 {
-        mfn.base().raw() | PRESENT | WRITE | USER | ACCESSED
+        mfn.base().raw() | Self::PRESENT | WRITE | USER | ACCESSED
     }
 
     fn leaf(mfn: Mfn, kind: P2mKind, level: u8) -> u64 {
-        let mut raw = mfn.base().raw() | kind.to_bits() | PRESENT | USER | ACCESSED | DIRTY;
+        let mut raw = mfn.base().raw() | kind.to_bits() | Self::PRESENT | USER | ACCESSED | DIRTY;
         if kind.is_mmio() {
             raw |= WRITE_THROUGH | CACHE_DISABLE;
         }
@@ -53,7 +43,7 @@ impl PteFormat for Npt {
             raw |= NO_EXECUTE;
         }
         if level > 0 {
-            raw |= LARGE;
+            raw |= Self::LARGE;
         }
         raw
     }

@@ -7,7 +7,6 @@ use std::vec::Vec;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
-use super::entry::{block_of, frame_of};
 use super::*;
 use crate::frame::Limits;
 use crate::testing::test_table;
@@ -16,13 +15,8 @@ use crate::testing::test_table;
 pub(super) struct Toy;
 
 impl PteFormat for Toy {
-    fn decode(raw: u64, level: u8) -> Entry {
-        match raw & 3 {
-            0 => Entry::Hole,
-            1 => Entry::Table(frame_of(raw)),
-            _ => Entry::Leaf { mfn: block_of(raw, level), kind: P2mKind::from_bits(raw) },
-        }
-    }
+    const PRESENT: u64 = 3;
+    const LARGE: u64 = 2;
 
     fn table(mfn: Mfn) -> u64 {
         mfn.base().raw() | 1

@@ -15,8 +15,7 @@ mod exit;
 mod vmcb;
 
 use alloc::boxed::Box;
-use core::arch::{asm, global_asm};
-use core::mem::offset_of;
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::isthmus;
@@ -34,23 +33,7 @@ use self::vmcb::{Vmcb, intercept1, intercept2, v_intr};
 use super::lazy::LazyState;
 use super::{apic, cpu, heap, layout, percpu};
 
-global_asm!(
-    include_str!("entry.S"),
-    rbx = const offset_of!(GuestRegs, rbx),
-    rcx = const offset_of!(GuestRegs, rcx),
-    rdx = const offset_of!(GuestRegs, rdx),
-    rsi = const offset_of!(GuestRegs, rsi),
-    rdi = const offset_of!(GuestRegs, rdi),
-    rbp = const offset_of!(GuestRegs, rbp),
-    r8 = const offset_of!(GuestRegs, r8),
-    r9 = const offset_of!(GuestRegs, r9),
-    r10 = const offset_of!(GuestRegs, r10),
-    r11 = const offset_of!(GuestRegs, r11),
-    r12 = const offset_of!(GuestRegs, r12),
-    r13 = const offset_of!(GuestRegs, r13),
-    r14 = const offset_of!(GuestRegs, r14),
-    r15 = const offset_of!(GuestRegs, r15),
-);
+global_asm_with_regs!("entry.S");
 
 unsafe extern "C" {
     /// Not of the C ABI: [`enter`] calls it.

@@ -5,7 +5,7 @@
 //! one VMWRITE (the preemption timer); all else is read when it matters or the handler asks.
 //! Controls, masks and shadows are ours alone, so they are remembered, not read.
 
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,25 +29,7 @@ use super::msrs::SwitchedMsrs;
 use super::vmcs::{Active, Vmcs};
 use super::{SHARED, Shared, tlb};
 
-global_asm!(
-    include_str!("entry.S"),
-    host_rsp = const Field::HOST_RSP.raw(),
-    rax = const offset_of!(GuestRegs, rax),
-    rbx = const offset_of!(GuestRegs, rbx),
-    rcx = const offset_of!(GuestRegs, rcx),
-    rdx = const offset_of!(GuestRegs, rdx),
-    rsi = const offset_of!(GuestRegs, rsi),
-    rdi = const offset_of!(GuestRegs, rdi),
-    rbp = const offset_of!(GuestRegs, rbp),
-    r8 = const offset_of!(GuestRegs, r8),
-    r9 = const offset_of!(GuestRegs, r9),
-    r10 = const offset_of!(GuestRegs, r10),
-    r11 = const offset_of!(GuestRegs, r11),
-    r12 = const offset_of!(GuestRegs, r12),
-    r13 = const offset_of!(GuestRegs, r13),
-    r14 = const offset_of!(GuestRegs, r14),
-    r15 = const offset_of!(GuestRegs, r15),
-);
+global_asm_with_regs!("entry.S", host_rsp = Field::HOST_RSP.raw(), rax = offset_of!(GuestRegs, rax));
 
 unsafe extern "C" {
     /// Not of the C ABI: [`enter`] calls it.
