@@ -203,6 +203,9 @@ fn plan_memory(
 }
 
 /// Loads the final page tables, gives the heap its main area, and makes the frame table.
+///
+/// Never inlined: the frame table takes 20 KiB of stack on its way to the heap, which the making of domains needs, too.
+#[inline(never)]
 fn install_memory(host: &HostMap, acpi: &HostAcpi, map: &MachineMap) -> memory::Memory {
     let ioapics: Vec<Hpa> = acpi.madt.io_apics.iter().map(|ioapic| Hpa::new(u64::from(ioapic.address))).collect();
     let memory = memory::install(host, map, HEAP_SIZE, smp::nr_aps(&acpi.madt.apic_ids), &ioapics);
