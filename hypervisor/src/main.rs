@@ -21,7 +21,7 @@ use hypervisor::boot::acpi::AcpiError;
 use hypervisor::boot::acpi::build::for_dom0;
 use hypervisor::boot::acpi::host::{HostAcpi, RootPointer};
 use hypervisor::boot::cmdline::{self, Console, Options, TscPolicy};
-use hypervisor::boot::host_map::{FirmwareEntry, HostMap, Kind};
+use hypervisor::boot::host_map::{HostMap, Kind};
 use hypervisor::boot::machine_map::{self, Dom0Request, Input, MachineMap};
 use hypervisor::boot::module::{self, Dom0Modules, Roster};
 use hypervisor::boot::span::Span;
@@ -136,12 +136,7 @@ fn apply_options(line: &str) -> Options {
 }
 
 fn host_map(info: &BootInfo) -> HostMap {
-    let entries: Vec<FirmwareEntry> = info
-        .memory_map
-        .iter()
-        .map(|(start, len, kind)| FirmwareEntry { start: *start, len: *len, kind: *kind })
-        .collect();
-    let host = HostMap::new(&entries, 1 << cpu::phys_bits().min(46));
+    let host = HostMap::new(&info.memory_map, 1 << cpu::phys_bits().min(46));
     for entry in host.entries() {
         log::info!("  {} {}", entry.span, entry.kind);
     }

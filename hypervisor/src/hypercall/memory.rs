@@ -11,9 +11,9 @@ mod reservation;
 
 use alloc::vec::Vec;
 
-use guest_abi::Errno;
 use guest_abi::memory as abi;
 use guest_abi::num::{low_u32, to_usize};
+use guest_abi::{Errno, Wire};
 
 use super::{Call, DONE, HypercallResult, Reply};
 use crate::boot::dom0_map::MAX_ENTRIES;
@@ -73,11 +73,9 @@ fn memory_map(call: &mut Call<'_>) -> HypercallResult {
         return Err(Errno::EINVAL);
     }
     for (i, entry) in entries.iter().enumerate() {
-        let mut bytes = [0; abi::E820_ENTRY_SIZE];
-        bytes[..8].copy_from_slice(&entry.span.start().to_le_bytes());
-        bytes[8..16].copy_from_slice(&entry.span.len().to_le_bytes());
-        bytes[16..].copy_from_slice(&entry.kind.number().to_le_bytes());
-        call.write_bytes(argument.buffer.wrapping_add((i * abi::E820_ENTRY_SIZE) as u64), &bytes)?;
+        let at = argument.buffer.wrapping_add((i * abi::E820Entry::SIZE) as u64);
+        let kind = entry.kind.number();
+        call.write(at, &abi::E820Entry { addr: entry.span.start(), size: entry.span.len(), kind })?;
     }
     argument.nr_entries = low_u32(entries.len() as u64);
     call.write(call.arg1(), &argument)?;
@@ -95,7 +93,7 @@ fn set_memory_map(call: &mut Call<'_>) -> HypercallResult {
     let mut entries = Vec::new();
     entries.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
     for i in 0..count {
-        let at = argument.map.buffer.wrapping_add((i * abi::E820_ENTRY_SIZE) as u64);
+        let at = argument.map.buffer.wrapping_add((i * abi::E820Entry::SIZE) as u64);
         let entry: abi::E820Entry = call.read(at)?;
         let end = entry.addr.checked_add(entry.size).filter(|end| *end <= 1 << 52).ok_or(Errno::EINVAL)?;
         entries.push(Entry { span: Span::new(entry.addr, end), kind: Kind::from_number(entry.kind) });

@@ -13,6 +13,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::global_asm;
 
+use hypervisor::boot::host_map::FirmwareEntry;
 use hypervisor::boot::span::Span;
 
 use super::screen::{self, Video};
@@ -25,7 +26,7 @@ pub(crate) struct BootInfo {
     /// The hypervisor's command line.
     pub(crate) command_line: String,
     /// The firmware's memory map, as it came: base, length, e820 type.
-    pub(crate) memory_map: Vec<(u64, u64, u32)>,
+    pub(crate) memory_map: Vec<FirmwareEntry>,
     /// The modules: physical start, bytes, argument string.
     pub(crate) modules: Vec<BootModule>,
     /// Where the ACPI root pointer is, if the loader says so.

@@ -6,8 +6,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use guest_abi::num::to_usize;
+use hypervisor::boot::host_map::FirmwareEntry;
 use hypervisor::screen::{Cell, Field, Geometry};
-use multiboot2::{BootInformation, BootInformationHeader, FramebufferField, FramebufferType};
+use multiboot2::{
+    BootInformation, BootInformationHeader, EFIMemoryDesc, FramebufferField, FramebufferType, MemoryArea,
+};
 
 use super::super::screen::Video;
 use super::{BootInfo, BootModule};
@@ -38,13 +41,23 @@ pub(crate) fn read(info: u32) -> Result<BootInfo, String> {
 }
 
 /// The memory map in e820's terms. GRUB makes one of UEFI's, too; a loader that does not gives UEFI's own.
-fn memory_map(boot: &BootInformation<'_>) -> Option<Vec<(u64, u64, u32)>> {
+fn memory_map(boot: &BootInformation<'_>) -> Option<Vec<FirmwareEntry>> {
     if let Some(map) = boot.memory_map_tag() {
         let areas = map.memory_areas().iter();
-        return Some(areas.map(|area| (area.start_address(), area.size(), u32::from(area.typ()))).collect());
+        let entry = |area: &MemoryArea| FirmwareEntry {
+            start: area.start_address(),
+            len: area.size(),
+            kind: area.typ().into(),
+        };
+        return Some(areas.map(entry).collect());
     }
     let areas = boot.efi_memory_map_tag()?.memory_areas();
-    Some(areas.map(|area| (area.phys_start, area.page_count * 4096, efi_kind(area.ty.0))).collect())
+    let entry = |area: &EFIMemoryDesc| FirmwareEntry {
+        start: area.phys_start,
+        len: area.page_count * 4096,
+        kind: efi_kind(area.ty.0),
+    };
+    Some(areas.map(entry).collect())
 }
 
 /// What an e820 map calls a piece of memory of this UEFI type once boot services have ended.

@@ -10,48 +10,42 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use guest_abi::Wire;
+use guest_abi::pvh::{MemmapEntry, ModlistEntry, StartInfo};
+use hypervisor::boot::host_map::FirmwareEntry;
 use hypervisor::boot::module;
 
 use super::{BootInfo, BootModule, identity_bytes};
 
 /// Reads the start info at physical address `info`.
 pub(crate) fn read(info: u32) -> Result<BootInfo, String> {
-    let word = |at: u64, what: &str| -> Result<u64, String> {
-        let bytes = identity_bytes(at, 8).ok_or_else(|| format!("the start info's {what} lies above 4 GiB"))?;
-        Ok(u64::from_bytes(bytes))
-    };
-    let base = u64::from(info);
-    let version = guest_abi::num::high_u32(word(base, "version")?);
-    let nr_modules = guest_abi::num::high_u32(word(base + 8, "module count")?);
-    let module_list = word(base + 16, "module list")?;
-    let command_line = word(base + 24, "command line")?;
-    let rsdp = word(base + 32, "RSDP")?;
-    if version == 0 {
+    let start: StartInfo = table(info.into(), 1, "start")?[0];
+    if start.version == 0 {
         return Err("the start info has no memory map (version 0)".to_string());
     }
-    let map = word(base + 40, "memory map")?;
-    let map_entries = guest_abi::num::low_u32(word(base + 48, "memory map")?);
-
-    let mut memory_map = Vec::new();
-    for i in 0..u64::from(map_entries) {
-        let entry = map + i * 24;
-        let kind = guest_abi::num::low_u32(word(entry + 16, "memory map")?);
-        memory_map.push((word(entry, "memory map")?, word(entry + 8, "memory map")?, kind));
-    }
+    let map: Vec<MemmapEntry> = table(start.memmap_paddr, start.memmap_entries, "memory map")?;
+    let memory_map = map.iter().map(|entry| FirmwareEntry { start: entry.addr, len: entry.size, kind: entry.kind });
     let mut modules = Vec::new();
-    for i in 0..u64::from(nr_modules) {
-        let entry = module_list + i * 32;
-        let (start, len) = (word(entry, "module list")?, word(entry + 8, "module list")?);
-        let bytes = identity_bytes(start, len).ok_or("a module lies above 4 GiB")?;
-        add_modules(start, bytes, &mut modules)?;
+    for module in table::<ModlistEntry>(start.modlist_paddr, start.nr_modules, "module list")? {
+        let bytes = identity_bytes(module.paddr, module.size).ok_or("a module lies above 4 GiB")?;
+        add_modules(module.paddr, bytes, &mut modules)?;
     }
     Ok(BootInfo {
-        command_line: string_at(command_line)?,
-        memory_map,
+        command_line: string_at(start.cmdline_paddr)?,
+        memory_map: memory_map.collect(),
         modules,
-        rsdp: (rsdp != 0).then_some(rsdp),
+        rsdp: (start.rsdp_paddr != 0).then_some(start.rsdp_paddr),
         video: None,
     })
+}
+
+/// Reads structures that lie one behind the other.
+fn table<T: Wire>(at: u64, count: u32, what: &str) -> Result<Vec<T>, String> {
+    let bytes = match count {
+        0 => Some(&[][..]),
+        _ => identity_bytes(at, u64::from(count) * T::SIZE as u64),
+    };
+    let bytes = bytes.ok_or_else(|| format!("the start info's {what} lies above 4 GiB"))?;
+    Ok(bytes.chunks_exact(T::SIZE).map(T::from_bytes).collect())
 }
 
 fn add_modules(start: u64, bytes: &[u8], modules: &mut Vec<BootModule>) -> Result<(), String> {
