@@ -276,7 +276,7 @@ pub const fn is_canonical(address: u64) -> bool {
 }
 
 /// Whether all eight fields are memory types: UC, WC, WT, WP, WB, UC-.
-fn are_pat_types(value: u64) -> bool {
+pub(crate) fn are_pat_types(value: u64) -> bool {
     value.to_le_bytes().iter().all(|field| matches!(field, 0 | 1 | 4..=7))
 }
 

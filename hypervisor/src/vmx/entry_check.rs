@@ -17,7 +17,7 @@ use super::caps::{Capabilities, EntryControls};
 use super::fields::{Field, SegmentFields};
 use crate::backend::SegmentName;
 use crate::policy::control::{cr0, cr4, efer};
-use crate::policy::msr::is_canonical;
+use crate::policy::msr::{are_pat_types, is_canonical};
 
 /// A check that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,186 +68,177 @@ const BIG: u64 = 1 << 14;
 const GRANULAR: u64 = 1 << 15;
 const RESERVED_RIGHTS: u64 = 0xfffe_0f00;
 
+const FIXED: &str = "a bit that VT-x fixes has the wrong value";
+const RESERVED: &str = "reserved bits must be 0";
+const CANONICAL: &str = "must be canonical";
+const LOW_HALF: &str = "bits 63:32 must be 0";
+
 impl State<'_> {
-    fn require(&self, holds: bool, field: Field, rule: &'static str) -> Check {
-        if holds { Ok(()) } else { Err(Failure { rule, field, value: (self.read)(field) }) }
+    fn get(&self, field: Field) -> u64 {
+        (self.read)(field)
+    }
+
+    /// Checks what a field holds.
+    fn rule(&self, field: Field, rule: &'static str, holds: impl FnOnce(u64) -> bool) -> Check {
+        let value = self.get(field);
+        if holds(value) { Ok(()) } else { Err(Failure { rule, field, value }) }
     }
 
     fn is_long(&self) -> bool {
-        low_u32((self.read)(Field::ENTRY_CONTROLS)) & EntryControls::GUEST_LONG_MODE.bits() != 0
+        low_u32(self.get(Field::ENTRY_CONTROLS)) & EntryControls::GUEST_LONG_MODE.bits() != 0
     }
 
-    fn is_virtual_8086(&self) -> bool {
-        (self.read)(Field::GUEST_RFLAGS) & RFLAGS_VM != 0
+    fn is_protected(&self) -> bool {
+        self.get(Field::GUEST_CR0) & cr0::PE != 0
+    }
+
+    /// The kind of event that the entry is to inject.
+    fn injects(&self) -> Option<u64> {
+        let event = self.get(Field::ENTRY_INTERRUPTION_INFO);
+        (event & 1 << 31 != 0).then_some(event >> 8 & 7)
     }
 
     fn control_registers(&self) -> Check {
-        let (cr0, cr4) = ((self.read)(Field::GUEST_CR0), (self.read)(Field::GUEST_CR4));
         let fixed = self.caps.cr0.for_unrestricted_guest();
-        self.require(fixed.accepts(cr0), Field::GUEST_CR0, "a bit that VT-x fixes has the wrong value")?;
-        self.require(cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0, Field::GUEST_CR0, "paging needs protected mode")?;
-        self.require(self.caps.cr4.accepts(cr4), Field::GUEST_CR4, "a bit that VT-x fixes has the wrong value")?;
+        self.rule(Field::GUEST_CR0, FIXED, |cr0| fixed.accepts(cr0))?;
+        self.rule(Field::GUEST_CR0, "paging needs protected mode", |cr0| cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0)?;
+        self.rule(Field::GUEST_CR4, FIXED, |cr4| self.caps.cr4.accepts(cr4))?;
         if self.is_long() {
-            self.require(cr0 & cr0::PG != 0, Field::GUEST_CR0, "IA-32e mode needs paging")?;
-            self.require(cr4 & cr4::PAE != 0, Field::GUEST_CR4, "IA-32e mode needs PAE")?;
+            self.rule(Field::GUEST_CR0, "IA-32e mode needs paging", |cr0| cr0 & cr0::PG != 0)?;
+            self.rule(Field::GUEST_CR4, "IA-32e mode needs PAE", |cr4| cr4 & cr4::PAE != 0)?;
         } else {
-            self.require(cr4 & cr4::PCIDE == 0, Field::GUEST_CR4, "PCIDE needs IA-32e mode")?;
+            self.rule(Field::GUEST_CR4, "PCIDE needs IA-32e mode", |cr4| cr4 & cr4::PCIDE == 0)?;
         }
-        let cr3 = (self.read)(Field::GUEST_CR3);
-        self.require(cr3 >> 52 == 0, Field::GUEST_CR3, "bits beyond the physical address must be 0")
+        self.rule(Field::GUEST_CR3, "bits beyond the physical address must be 0", |cr3| cr3 >> 52 == 0)
     }
 
     fn msrs(&self) -> Check {
-        let debugctl = (self.read)(Field::GUEST_DEBUGCTL);
-        self.require(debugctl & !0xffff == 0, Field::GUEST_DEBUGCTL, "reserved bits must be 0")?;
+        self.rule(Field::GUEST_DEBUGCTL, RESERVED, |debugctl| debugctl & !0xffff == 0)?;
         for field in [Field::GUEST_SYSENTER_ESP, Field::GUEST_SYSENTER_EIP] {
-            self.require(is_canonical((self.read)(field)), field, "must be canonical")?;
+            self.rule(field, CANONICAL, is_canonical)?;
         }
-        let dr7 = (self.read)(Field::GUEST_DR7);
-        self.require(dr7 >> 32 == 0, Field::GUEST_DR7, "bits 63:32 must be 0")?;
-        let pat = (self.read)(Field::GUEST_PAT).to_le_bytes();
-        let is_type = |byte: &u8| matches!(byte, 0 | 1 | 4..=7);
-        self.require(pat.iter().all(is_type), Field::GUEST_PAT, "each byte must be a memory type")?;
-        let efer = (self.read)(Field::GUEST_EFER);
-        self.require(efer & !0xd01 == 0, Field::GUEST_EFER, "reserved bits must be 0")?;
-        let lma = efer & efer::LMA != 0;
-        self.require(lma == self.is_long(), Field::GUEST_EFER, "LMA must equal the entry control for IA-32e mode")?;
-        let paging = (self.read)(Field::GUEST_CR0) & cr0::PG != 0;
-        self.require(
-            !paging || lma == (efer & efer::LME != 0),
-            Field::GUEST_EFER,
-            "LMA must equal LME while paging is on",
-        )
+        self.rule(Field::GUEST_DR7, LOW_HALF, |dr7| dr7 >> 32 == 0)?;
+        self.rule(Field::GUEST_PAT, "each byte must be a memory type", are_pat_types)?;
+        self.rule(Field::GUEST_EFER, RESERVED, |efer| efer & !0xd01 == 0)?;
+        let has_lma = |efer: u64| efer & efer::LMA != 0;
+        self.rule(Field::GUEST_EFER, "LMA must equal the entry control for IA-32e mode", |efer| {
+            has_lma(efer) == self.is_long()
+        })?;
+        let is_paging = self.get(Field::GUEST_CR0) & cr0::PG != 0;
+        self.rule(Field::GUEST_EFER, "LMA must equal LME while paging is on", |efer| {
+            !is_paging || has_lma(efer) == (efer & efer::LME != 0)
+        })
     }
 
     fn segments(&self) -> Check {
-        if self.is_virtual_8086() {
-            return self.virtual_8086_segments();
-        }
-        self.code_segment()?;
-        self.stack_segment()?;
-        for which in [SegmentName::Ds, SegmentName::Es, SegmentName::Fs, SegmentName::Gs] {
-            self.data_segment(which)?;
+        if self.get(Field::GUEST_RFLAGS) & RFLAGS_VM != 0 {
+            use SegmentName::{Cs, Ds, Es, Fs, Gs, Ss};
+            [Cs, Ss, Ds, Es, Fs, Gs].into_iter().try_for_each(|which| self.virtual_8086_segment(which))?;
+        } else {
+            self.code_segment()?;
+            self.stack_segment()?;
+            for which in [SegmentName::Ds, SegmentName::Es, SegmentName::Fs, SegmentName::Gs] {
+                self.data_segment(which)?;
+            }
         }
         self.task_register()?;
         self.local_descriptor_table()
     }
 
-    fn virtual_8086_segments(&self) -> Check {
-        use SegmentName::{Cs, Ds, Es, Fs, Gs, Ss};
-        for which in [Cs, Ss, Ds, Es, Fs, Gs] {
-            let f = SegmentFields::of(which);
-            let selector = (self.read)(f.selector);
-            self.require((self.read)(f.base) == selector << 4, f.base, "virtual-8086: must be the selector times 16")?;
-            self.require((self.read)(f.limit) == 0xffff, f.limit, "virtual-8086: must be 0xffff")?;
-            self.require((self.read)(f.rights) == 0xf3, f.rights, "virtual-8086: must be 0xf3")?;
-        }
-        self.task_register()?;
-        self.local_descriptor_table()
+    fn virtual_8086_segment(&self, which: SegmentName) -> Check {
+        let f = SegmentFields::of(which);
+        let selector = self.get(f.selector);
+        self.rule(f.base, "virtual-8086: must be the selector times 16", |base| base == selector << 4)?;
+        self.rule(f.limit, "virtual-8086: must be 0xffff", |limit| limit == 0xffff)?;
+        self.rule(f.rights, "virtual-8086: must be 0xf3", |rights| rights == 0xf3)
     }
 
     fn code_segment(&self) -> Check {
         let f = SegmentFields::of(SegmentName::Cs);
-        let rights = (self.read)(f.rights);
-        let stack_rights = (self.read)(Field::GUEST_SS_RIGHTS);
-        let (dpl, stack_dpl) = (rights >> 5 & 3, stack_rights >> 5 & 3);
-        let real_mode = (self.read)(Field::GUEST_CR0) & cr0::PE == 0;
-        match rights & 15 {
-            // Only unrestricted guest admits data in CS.
-            3 => self.require(dpl == 0, f.rights, "CS of type 3 must have DPL 0")?,
-            9 | 11 => self.require(real_mode || dpl == stack_dpl, f.rights, "DPL must equal that of SS")?,
-            13 | 15 => self.require(dpl <= stack_dpl, f.rights, "DPL must not exceed that of SS")?,
-            _ => return self.require(false, f.rights, "type must be 3, 9, 11, 13 or 15"),
+        let stack_dpl = dpl(self.get(Field::GUEST_SS_RIGHTS));
+        match self.get(f.rights) & 15 {
+            3 => self.rule(f.rights, "CS of type 3 must have DPL 0", |rights| dpl(rights) == 0)?,
+            9 | 11 => self.rule(f.rights, "DPL must equal that of SS", |rights| {
+                !self.is_protected() || dpl(rights) == stack_dpl
+            })?,
+            13 | 15 => self.rule(f.rights, "DPL must not exceed that of SS", |rights| dpl(rights) <= stack_dpl)?,
+            _ => return self.rule(f.rights, "type must be 3, 9, 11, 13 or 15", |_| false),
         }
-        self.require(rights & UNUSABLE == 0, f.rights, "CS must be usable")?;
+        self.rule(f.rights, "CS must be usable", |rights| rights & UNUSABLE == 0)?;
         self.common_rights(f)?;
-        let both = LONG | BIG;
-        self.require(!self.is_long() || rights & both != both, f.rights, "L and D must not both be set")?;
-        self.require((self.read)(f.base) >> 32 == 0, f.base, "bits 63:32 must be 0")
+        self.rule(f.rights, "L and D must not both be set", |rights| !self.is_long() || !rights & (LONG | BIG) != 0)?;
+        self.rule(f.base, LOW_HALF, |base| base >> 32 == 0)
     }
 
     fn stack_segment(&self) -> Check {
         let f = SegmentFields::of(SegmentName::Ss);
-        let rights = (self.read)(f.rights);
-        let dpl = rights >> 5 & 3;
-        let data_in_cs = (self.read)(Field::GUEST_CS_RIGHTS) & 15 == 3;
-        let real_mode = (self.read)(Field::GUEST_CR0) & cr0::PE == 0;
-        self.require(!(data_in_cs || real_mode) || dpl == 0, f.rights, "DPL must be 0 in real mode")?;
-        if rights & UNUSABLE != 0 {
+        let data_in_cs = self.get(Field::GUEST_CS_RIGHTS) & 15 == 3;
+        self.rule(f.rights, "DPL must be 0 in real mode", |rights| {
+            !data_in_cs && self.is_protected() || dpl(rights) == 0
+        })?;
+        if self.get(f.rights) & UNUSABLE != 0 {
             return Ok(());
         }
-        self.require(matches!(rights & 15, 3 | 7), f.rights, "type must be 3 or 7")?;
+        self.rule(f.rights, "type must be 3 or 7", |rights| matches!(rights & 15, 3 | 7))?;
         self.common_rights(f)?;
-        self.require((self.read)(f.base) >> 32 == 0, f.base, "bits 63:32 must be 0")
+        self.rule(f.base, LOW_HALF, |base| base >> 32 == 0)
     }
 
     fn data_segment(&self, which: SegmentName) -> Check {
         let f = SegmentFields::of(which);
-        let rights = (self.read)(f.rights);
-        let base = (self.read)(f.base);
-        if matches!(which, SegmentName::Fs | SegmentName::Gs) {
-            self.require(is_canonical(base), f.base, "must be canonical")?;
+        let has_long_base = matches!(which, SegmentName::Fs | SegmentName::Gs);
+        if has_long_base {
+            self.rule(f.base, CANONICAL, is_canonical)?;
         }
-        if rights & UNUSABLE != 0 {
+        if self.get(f.rights) & UNUSABLE != 0 {
             return Ok(());
         }
-        self.require(rights & 1 != 0, f.rights, "type must be accessed")?;
-        self.require(rights & 8 == 0 || rights & 2 != 0, f.rights, "a code segment must be readable")?;
-        if matches!(which, SegmentName::Ds | SegmentName::Es) {
-            self.require(base >> 32 == 0, f.base, "bits 63:32 must be 0")?;
-        }
+        self.rule(f.rights, "type must be accessed", |rights| rights & 1 != 0)?;
+        self.rule(f.rights, "a code segment must be readable", |rights| rights & 8 == 0 || rights & 2 != 0)?;
+        self.rule(f.base, LOW_HALF, |base| has_long_base || base >> 32 == 0)?;
         self.common_rights(f)
     }
 
     fn common_rights(&self, f: SegmentFields) -> Check {
-        let rights = (self.read)(f.rights);
-        self.require(rights & CODE_OR_DATA != 0, f.rights, "S must be set")?;
-        self.require(rights & PRESENT != 0, f.rights, "P must be set")?;
-        self.require(rights & RESERVED_RIGHTS == 0, f.rights, "reserved bits must be 0")?;
+        self.rule(f.rights, "S must be set", |rights| rights & CODE_OR_DATA != 0)?;
+        self.rule(f.rights, "P must be set", |rights| rights & PRESENT != 0)?;
+        self.rule(f.rights, RESERVED, |rights| rights & RESERVED_RIGHTS == 0)?;
         self.granularity(f)
     }
 
     fn granularity(&self, f: SegmentFields) -> Check {
-        let (rights, limit) = ((self.read)(f.rights), (self.read)(f.limit));
-        self.require(
-            limit & 0xfff == 0xfff || rights & GRANULAR == 0,
-            f.limit,
-            "a limit that ends inside a page needs G clear",
-        )?;
-        self.require(limit >> 20 == 0 || rights & GRANULAR != 0, f.limit, "a limit of 1 MiB or more needs G set")
+        let is_granular = self.get(f.rights) & GRANULAR != 0;
+        self.rule(f.limit, "a limit that ends inside a page needs G clear", |limit| {
+            limit & 0xfff == 0xfff || !is_granular
+        })?;
+        self.rule(f.limit, "a limit of 1 MiB or more needs G set", |limit| limit >> 20 == 0 || is_granular)
     }
 
     fn task_register(&self) -> Check {
         let f = SegmentFields::of(SegmentName::Tr);
-        let rights = (self.read)(f.rights);
-        let kind = rights & 15;
-        self.require((self.read)(f.selector) & 4 == 0, f.selector, "TR must not be in the LDT")?;
-        self.require(
-            kind == 11 || kind == 3 && !self.is_long(),
-            f.rights,
-            "type must be a busy TSS; 11 in IA-32e mode",
-        )?;
+        self.rule(f.selector, "TR must not be in the LDT", |selector| selector & 4 == 0)?;
+        self.rule(f.rights, "type must be a busy TSS; 11 in IA-32e mode", |rights| {
+            rights & 15 == 11 || rights & 15 == 3 && !self.is_long()
+        })?;
         self.system_segment(f)?;
-        self.require(rights & UNUSABLE == 0, f.rights, "TR must be usable")
+        self.rule(f.rights, "TR must be usable", |rights| rights & UNUSABLE == 0)
     }
 
     fn local_descriptor_table(&self) -> Check {
         let f = SegmentFields::of(SegmentName::Ldtr);
-        let rights = (self.read)(f.rights);
-        if rights & UNUSABLE != 0 {
+        if self.get(f.rights) & UNUSABLE != 0 {
             return Ok(());
         }
-        self.require((self.read)(f.selector) & 4 == 0, f.selector, "LDTR must not be in the LDT")?;
-        self.require(rights & 15 == 2, f.rights, "type must be 2")?;
+        self.rule(f.selector, "LDTR must not be in the LDT", |selector| selector & 4 == 0)?;
+        self.rule(f.rights, "type must be 2", |rights| rights & 15 == 2)?;
         self.system_segment(f)
     }
 
     fn system_segment(&self, f: SegmentFields) -> Check {
-        let rights = (self.read)(f.rights);
-        self.require(rights & CODE_OR_DATA == 0, f.rights, "S must be clear")?;
-        self.require(rights & PRESENT != 0, f.rights, "P must be set")?;
-        self.require(rights & RESERVED_RIGHTS & !UNUSABLE == 0, f.rights, "reserved bits must be 0")?;
-        self.require(is_canonical((self.read)(f.base)), f.base, "must be canonical")?;
+        self.rule(f.rights, "S must be clear", |rights| rights & CODE_OR_DATA == 0)?;
+        self.rule(f.rights, "P must be set", |rights| rights & PRESENT != 0)?;
+        self.rule(f.rights, RESERVED, |rights| rights & RESERVED_RIGHTS & !UNUSABLE == 0)?;
+        self.rule(f.base, CANONICAL, is_canonical)?;
         self.granularity(f)
     }
 
@@ -255,63 +246,48 @@ impl State<'_> {
         for (base, limit) in
             [(Field::GUEST_GDTR_BASE, Field::GUEST_GDTR_LIMIT), (Field::GUEST_IDTR_BASE, Field::GUEST_IDTR_LIMIT)]
         {
-            self.require(is_canonical((self.read)(base)), base, "must be canonical")?;
-            self.require((self.read)(limit) >> 16 == 0, limit, "must fit in 16 bits")?;
+            self.rule(base, CANONICAL, is_canonical)?;
+            self.rule(limit, "must fit in 16 bits", |limit| limit >> 16 == 0)?;
         }
         Ok(())
     }
 
     fn rip_and_rflags(&self) -> Check {
-        let rip = (self.read)(Field::GUEST_RIP);
-        let is_64bit = self.is_long() && (self.read)(Field::GUEST_CS_RIGHTS) & LONG != 0;
-        if is_64bit {
-            self.require(is_canonical(rip), Field::GUEST_RIP, "must be canonical")?;
+        if self.is_long() && self.get(Field::GUEST_CS_RIGHTS) & LONG != 0 {
+            self.rule(Field::GUEST_RIP, CANONICAL, is_canonical)?;
         } else {
-            self.require(rip >> 32 == 0, Field::GUEST_RIP, "bits 63:32 must be 0 outside 64-bit code")?;
+            self.rule(Field::GUEST_RIP, "bits 63:32 must be 0 outside 64-bit code", |rip| rip >> 32 == 0)?;
         }
-        let flags = (self.read)(Field::GUEST_RFLAGS);
-        self.require(flags & 0xffff_ffff_ffc0_8028 == 0, Field::GUEST_RFLAGS, "reserved bits must be 0")?;
-        self.require(flags & 2 != 0, Field::GUEST_RFLAGS, "bit 1 must be set")?;
-        let protected = (self.read)(Field::GUEST_CR0) & cr0::PE != 0;
-        self.require(
-            flags & RFLAGS_VM == 0 || protected && !self.is_long(),
-            Field::GUEST_RFLAGS,
-            "VM needs legacy protected mode",
-        )?;
-        let event = (self.read)(Field::ENTRY_INTERRUPTION_INFO);
-        let is_interrupt = event & 1 << 31 != 0 && event >> 8 & 7 == 0;
-        self.require(
-            !is_interrupt || flags & RFLAGS_IF != 0,
-            Field::GUEST_RFLAGS,
-            "IF must be set to inject an interrupt",
-        )
+        self.rule(Field::GUEST_RFLAGS, RESERVED, |flags| flags & 0xffff_ffff_ffc0_8028 == 0)?;
+        self.rule(Field::GUEST_RFLAGS, "bit 1 must be set", |flags| flags & 2 != 0)?;
+        self.rule(Field::GUEST_RFLAGS, "VM needs legacy protected mode", |flags| {
+            flags & RFLAGS_VM == 0 || self.is_protected() && !self.is_long()
+        })?;
+        self.rule(Field::GUEST_RFLAGS, "IF must be set to inject an interrupt", |flags| {
+            self.injects() != Some(0) || flags & RFLAGS_IF != 0
+        })
     }
 
     fn non_register_state(&self) -> Check {
-        let activity = (self.read)(Field::GUEST_ACTIVITY);
-        self.require(activity == 0, Field::GUEST_ACTIVITY, "only the active state is used")?;
-        let shadow = (self.read)(Field::GUEST_INTERRUPTIBILITY);
-        let field = Field::GUEST_INTERRUPTIBILITY;
-        self.require(shadow & !0x1f == 0, field, "reserved bits must be 0")?;
-        self.require(shadow & 3 != 3, field, "STI and MOV SS must not both block")?;
-        let interrupts_on = (self.read)(Field::GUEST_RFLAGS) & RFLAGS_IF != 0;
-        self.require(shadow & 1 == 0 || interrupts_on, field, "blocking by STI needs IF")?;
-        let event = (self.read)(Field::ENTRY_INTERRUPTION_INFO);
-        let kind = (event & 1 << 31 != 0).then_some(event >> 8 & 7);
-        self.require(kind != Some(0) || shadow & 3 == 0, field, "nothing may block an injected interrupt")?;
-        self.require(kind != Some(2) || shadow & 0xa == 0, field, "nothing may block an injected NMI")?;
-        let link = (self.read)(Field::VMCS_LINK_POINTER);
-        self.require(link == u64::MAX, Field::VMCS_LINK_POINTER, "must be all ones")?;
-        let pending = (self.read)(Field::GUEST_PENDING_DEBUG);
-        self.require(pending & !0x1_500f == 0, Field::GUEST_PENDING_DEBUG, "reserved bits must be 0")?;
-        let steps = (self.read)(Field::GUEST_RFLAGS) & 1 << 8 != 0 && (self.read)(Field::GUEST_DEBUGCTL) & 2 == 0;
-        let says_step = pending & 1 << 14 != 0;
-        self.require(
-            shadow & 3 == 0 || steps == says_step,
-            Field::GUEST_PENDING_DEBUG,
-            "BS must equal single-stepping while interrupts are blocked",
-        )
+        self.rule(Field::GUEST_ACTIVITY, "only the active state is used", |activity| activity == 0)?;
+        let (flags, event, field) = (self.get(Field::GUEST_RFLAGS), self.injects(), Field::GUEST_INTERRUPTIBILITY);
+        self.rule(field, RESERVED, |shadow| shadow & !0x1f == 0)?;
+        self.rule(field, "STI and MOV SS must not both block", |shadow| shadow & 3 != 3)?;
+        self.rule(field, "blocking by STI needs IF", |shadow| shadow & 1 == 0 || flags & RFLAGS_IF != 0)?;
+        self.rule(field, "nothing may block an injected interrupt", |shadow| event != Some(0) || shadow & 3 == 0)?;
+        self.rule(field, "nothing may block an injected NMI", |shadow| event != Some(2) || shadow & 0xa == 0)?;
+        self.rule(Field::VMCS_LINK_POINTER, "must be all ones", |link| link == u64::MAX)?;
+        self.rule(Field::GUEST_PENDING_DEBUG, RESERVED, |pending| pending & !0x1_500f == 0)?;
+        let is_blocked = self.get(field) & 3 != 0;
+        let steps = flags & 1 << 8 != 0 && self.get(Field::GUEST_DEBUGCTL) & 2 == 0;
+        self.rule(Field::GUEST_PENDING_DEBUG, "BS must equal single-stepping while interrupts are blocked", |pending| {
+            !is_blocked || steps == (pending & 1 << 14 != 0)
+        })
     }
+}
+
+const fn dpl(rights: u64) -> u64 {
+    rights >> 5 & 3
 }
 
 #[cfg(test)]
