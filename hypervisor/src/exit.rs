@@ -103,8 +103,6 @@ pub struct IoAccess {
 pub struct P2mFault {
     /// The guest physical address.
     pub gpa: Gpa,
-    /// The access was a write.
-    pub is_write: bool,
     /// The access was an instruction fetch.
     pub is_fetch: bool,
     /// The access came from the CPU's walk of the guest's own page tables.

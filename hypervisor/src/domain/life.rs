@@ -45,21 +45,6 @@ impl ShutdownReason {
     }
 }
 
-/// Where a domain is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LifeState {
-    /// It has not run yet.
-    Building,
-    /// Its vCPUs may run.
-    Running,
-    /// The control domain has stopped it.
-    Paused,
-    /// It has stopped by itself.
-    ShutDown(ShutdownReason),
-    /// It is being taken apart, or others still hold memory of it.
-    Dying,
-}
-
 /// Pauses that are not taken back yet.
 const PAUSES: u32 = 0xffff;
 /// The number of the [`ShutdownReason`]; all ones for none.
@@ -87,23 +72,6 @@ impl Life {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.0.load(Ordering::Acquire) == REASON | STARTED
-    }
-
-    /// Where it is now.
-    #[must_use]
-    pub fn state(&self) -> LifeState {
-        let word = self.0.load(Ordering::Acquire);
-        if word & DYING != 0 {
-            LifeState::Dying
-        } else if let Some(reason) = reason(word) {
-            LifeState::ShutDown(reason)
-        } else if word & STARTED == 0 {
-            LifeState::Building
-        } else if word & PAUSES != 0 {
-            LifeState::Paused
-        } else {
-            LifeState::Running
-        }
     }
 
     /// Why it stopped by itself, if it did, also while it is dying.
@@ -204,12 +172,12 @@ mod tests {
     #[test]
     fn a_domain_is_built_runs_pauses_and_goes_on() {
         let life = Life::default();
-        assert_eq!(life.state(), LifeState::Building);
+        assert!(life.is_paused() && !life.is_running());
         assert!(life.unpause());
-        assert_eq!(life.state(), LifeState::Running);
+        assert!(life.is_running());
         assert!(!life.unpause(), "it is not paused");
         assert!(life.pause() && life.pause());
-        assert_eq!(life.state(), LifeState::Paused);
+        assert!(life.is_paused() && !life.is_running());
         assert!(life.unpause());
         assert!(!life.is_running(), "paused twice");
         assert!(life.unpause() && life.is_running());
@@ -220,10 +188,10 @@ mod tests {
         let life = Life::default();
         assert!(life.unpause() && life.shut_down(ShutdownReason::Reboot));
         assert!(!life.shut_down(ShutdownReason::Crash));
-        assert_eq!(life.state(), LifeState::ShutDown(ShutdownReason::Reboot));
+        assert_eq!(life.shutdown_reason(), Some(ShutdownReason::Reboot));
         assert!(life.pause() && life.unpause() && !life.is_running());
         assert!(life.begin_dying() && !life.begin_dying());
-        assert_eq!((life.state(), life.shutdown_reason()), (LifeState::Dying, Some(ShutdownReason::Reboot)));
+        assert_eq!((life.is_dying(), life.shutdown_reason()), (true, Some(ShutdownReason::Reboot)));
     }
 
     #[test]

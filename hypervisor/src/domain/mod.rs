@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 use guest_abi::shared_info::{VCPU_TIME, VcpuTimeInfo};
 use guest_abi::{DomId, Errno, VcpuId, Wire};
-pub use life::{Life, LifeState, News, ShutdownReason};
+pub use life::{Life, News, ShutdownReason};
 pub use sched_params::SchedParams;
 use spin::Once;
 pub use table::{DomainTable, Vacancy};

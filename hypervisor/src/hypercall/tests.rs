@@ -658,14 +658,8 @@ fn random_exit() -> impl Strategy<Value = Exit> {
         (any::<u16>(), 0_usize..3, any::<[bool; 3]>()).prop_map(|(port, size, [is_in, is_string, is_repeated])| {
             Exit::Io(IoAccess { port, size: [1, 2, 4][size], is_in, is_string, is_repeated })
         });
-    let fault = (any::<u64>(), any::<[bool; 2]>()).prop_map(|(gpa, [is_write, is_fetch])| {
-        Exit::P2mFault(P2mFault {
-            gpa: guest_abi::Gpa::new(gpa),
-            is_write,
-            is_fetch,
-            is_walk: false,
-            is_delivery: false,
-        })
+    let fault = any::<(u64, bool)>().prop_map(|(gpa, is_fetch)| {
+        Exit::P2mFault(P2mFault { gpa: guest_abi::Gpa::new(gpa), is_fetch, is_walk: false, is_delivery: false })
     });
     prop_oneof![
         Just(Exit::Cpuid),

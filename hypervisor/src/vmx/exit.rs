@@ -202,7 +202,6 @@ fn ept_violation(read: &impl Fn(Field) -> u64) -> Exit {
     let is_final = qualification & 1 << 8 != 0;
     Exit::P2mFault(P2mFault {
         gpa: Gpa::new(read(Field::GUEST_PHYSICAL_ADDRESS)),
-        is_write: qualification & 1 << 1 != 0,
         is_fetch: qualification & 1 << 2 != 0,
         is_walk: has_linear && !is_final,
         is_delivery: is_vectoring(low_u32(read(Field::IDT_VECTORING_INFO))),
@@ -362,7 +361,7 @@ mod tests {
         };
         let write = fault(0x182);
         assert_eq!(write.gpa, Gpa::new(0xfee0_0300));
-        assert!(write.is_write && !write.is_fetch && !write.is_walk);
+        assert!(!write.is_fetch && !write.is_walk);
         assert!(fault(0x081).is_walk);
         assert!(fault(0x184).is_fetch);
         assert!(!fault(0x001).is_walk, "no linear address: not a walk of the guest's tables");

@@ -4,7 +4,7 @@
 use guest_abi::domctl as abi;
 use guest_abi::num::low_u32;
 
-use crate::domain::{Domain, LifeState};
+use crate::domain::Domain;
 use crate::frame::{Limits, Usage};
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::{RunState, Vcpu};
@@ -30,17 +30,16 @@ pub(in super::super) fn of(hv: &Hypervisor, domain: &Domain) -> abi::GetDomainIn
 }
 
 fn flags(domain: &Domain) -> u32 {
-    let state = domain.life.state();
     let reason = domain.life.shutdown_reason();
     let sleeps = domain.vcpus.iter().all(|vcpu| vcpu.run_state() != RunState::Runnable);
     let reason_bits = reason.map_or(abi::XEN_DOMINF_SHUTDOWNMASK, |reason| reason as u32);
     let set = [
-        (state == LifeState::Dying, abi::XEN_DOMINF_DYING),
+        (domain.life.is_dying(), abi::XEN_DOMINF_DYING),
         (true, abi::XEN_DOMINF_HVM_GUEST | abi::XEN_DOMINF_HAP),
         (reason.is_some(), abi::XEN_DOMINF_SHUTDOWN),
         (domain.life.is_paused(), abi::XEN_DOMINF_PAUSED),
-        (state == LifeState::Running && sleeps, abi::XEN_DOMINF_BLOCKED),
-        (state == LifeState::Running && domain.vcpus.iter().any(is_running), abi::XEN_DOMINF_RUNNING),
+        (domain.is_running() && sleeps, abi::XEN_DOMINF_BLOCKED),
+        (domain.is_running() && domain.vcpus.iter().any(is_running), abi::XEN_DOMINF_RUNNING),
     ];
     let flags = set.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag);
     flags | reason_bits << abi::XEN_DOMINF_SHUTDOWNSHIFT

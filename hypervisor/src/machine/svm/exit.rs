@@ -49,7 +49,6 @@ pub(super) fn decode(vmcb: &Vmcb) -> Exit {
         0x8d => Exit::Xsetbv,
         0x400 => Exit::P2mFault(P2mFault {
             gpa: Gpa::new(vmcb.exit_info_2),
-            is_write: info & 1 << 1 != 0,
             is_fetch: info & 1 << 4 != 0,
             is_walk: info & 1 << 33 != 0,
             is_delivery: vmcb.exit_int_info & EVENT_VALID != 0,
