@@ -16,7 +16,7 @@
 //!
 //! Sources: Intel SDM vol. 2A, Instruction Format; vol. 2D, Opcode Map.
 
-use guest_abi::num::{low_u8, low_u16, low_u32};
+use guest_abi::num::low_u8;
 
 use crate::vcpu::regs::{GuestRegs, Segment};
 
@@ -62,6 +62,9 @@ pub struct Operand {
 }
 
 impl Operand {
+    /// RAX or a part of it.
+    pub(crate) const RAX: Self = Self { register: 0, is_high_byte: false };
+
     /// The register's value, shifted so that the operand begins at bit 0.
     #[must_use]
     pub fn get(self, regs: &GuestRegs) -> u64 {
@@ -71,7 +74,7 @@ impl Operand {
     }
 
     /// Writes `size` bytes: 1 and 2 leave the rest of the register, 4 clears the upper half.
-    fn set(self, regs: &mut GuestRegs, size: u8, value: u64) {
+    pub(crate) fn set(self, regs: &mut GuestRegs, size: u8, value: u64) {
         let Some(r) = regs.by_number(self.register) else { return };
         *r = match size {
             1 if self.is_high_byte => *r & !0xff00 | (value & 0xff) << 8,
@@ -143,9 +146,8 @@ impl MmioOp {
             0xa0..=0xa3 => {
                 let size = if opcode & 1 == 0 { 1 } else { wide };
                 reader.skip(prefixes.address_bytes(code))?;
-                let rax = Operand { register: 0, is_high_byte: false };
-                let load = Move::Load { into: rax, width: size, extension: Extension::Zero };
-                (if opcode & 2 == 0 { load } else { Move::StoreRegister(rax) }, size)
+                let load = Move::Load { into: Operand::RAX, width: size, extension: Extension::Zero };
+                (if opcode & 2 == 0 { load } else { Move::StoreRegister(Operand::RAX) }, size)
             }
             0xc6 | 0xc7 => {
                 let size = if opcode == 0xc6 { 1 } else { wide };
@@ -192,23 +194,15 @@ impl MmioOp {
     }
 }
 
-/// The low `size` bytes.
+/// The low `size` bytes, of 1, 2, 4 or 8.
 const fn cut(value: u64, size: u8) -> u64 {
-    match size {
-        1 => low_u8(value) as u64,
-        2 => low_u16(value) as u64,
-        4 => low_u32(value) as u64,
-        _ => value,
-    }
+    value & u64::MAX >> (64 - 8 * size)
 }
 
+/// The low `size` bytes, of 1, 2, 4 or 8, as a signed number.
 const fn sign_extend(value: u64, size: u8) -> u64 {
-    match size {
-        1 => (low_u8(value).cast_signed() as i64).cast_unsigned(),
-        2 => (low_u16(value).cast_signed() as i64).cast_unsigned(),
-        4 => (low_u32(value).cast_signed() as i64).cast_unsigned(),
-        _ => value,
-    }
+    let unused = 64 - 8 * size;
+    ((value << unused).cast_signed() >> unused).cast_unsigned()
 }
 
 /// An intercepted instruction whose operands are registers or in the exit information.
@@ -319,22 +313,10 @@ impl Prefixes {
     }
 
     const fn operand_bytes(&self, code: CodeSize) -> u8 {
-        match code {
-            CodeSize::Bits64 if self.rex & 8 != 0 => 8,
-            CodeSize::Bits16 => {
-                if self.has_operand_size {
-                    4
-                } else {
-                    2
-                }
-            }
-            _ => {
-                if self.has_operand_size {
-                    2
-                } else {
-                    4
-                }
-            }
+        match (code, self.has_operand_size) {
+            (CodeSize::Bits64, _) if self.rex & 8 != 0 => 8,
+            (CodeSize::Bits16, true) | (CodeSize::Bits32 | CodeSize::Bits64, false) => 4,
+            (CodeSize::Bits16, false) | (CodeSize::Bits32 | CodeSize::Bits64, true) => 2,
         }
     }
 

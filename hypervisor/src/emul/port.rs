@@ -15,14 +15,12 @@ use guest_abi::pvh::{SLEEP_CONTROL, SLEEP_S5};
 use crate::addr::Gva;
 use crate::backend::Injection;
 use crate::domain::{Domain, Privileges, ShutdownReason};
-use crate::emul::decode::Simple;
+use crate::emul::decode::{CodeSize, Operand, Simple};
 use crate::exit::IoAccess;
 use crate::guest_mem::{Fault, GuestSpace};
 use crate::hypervisor::Hypervisor;
 use crate::vcpu::VcpuState;
 use crate::vcpu::exits::{Outcome, code_size, general_protection, skip};
-
-use super::decode::CodeSize;
 
 const PIT_COUNTER_2: u16 = 0x42;
 const COM1: u16 = 0x3f8;
@@ -40,13 +38,8 @@ pub fn handle(hv: &Hypervisor, domain: &Domain, state: &mut VcpuState, access: I
     }
     if access.is_in {
         let value = read(domain, access.port);
-        let rax = state.regs.rax;
         if skip(domain, state, Simple::Io) {
-            state.regs.rax = match access.size {
-                1 => rax & !0xff | u64::from(value & 0xff),
-                2 => rax & !0xffff | u64::from(value & 0xffff),
-                _ => u64::from(value),
-            };
+            Operand::RAX.set(&mut state.regs, access.size, u64::from(value));
         }
     } else {
         let byte = low_u8(state.regs.rax);

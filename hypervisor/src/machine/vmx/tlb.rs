@@ -22,32 +22,29 @@ pub(super) fn drop_stale(caps: &Capabilities, flush: Flush, root: Mfn, tag: u16)
     }
 }
 
+/// Runs an instruction that drops translations.
+macro_rules! invalidate {
+    ($instruction:literal, $single:expr, $what:expr) => {
+        let kind = if $single { SINGLE_CONTEXT } else { ALL_CONTEXTS };
+        let descriptor: [u64; 2] = [$what, 0];
+        let failed: u8;
+        // SAFETY: VMX operation is on; dropping translations is always sound.
+        unsafe {
+            asm!(
+                concat!($instruction, " {}, xmmword ptr [{}]"), "setna {}",
+                in(reg) kind, in(reg) &raw const descriptor, lateout(reg_byte) failed, options(nostack)
+            );
+        }
+        assert!(failed == 0, concat!($instruction, " failed"));
+    };
+}
+
 /// Drops everything that comes from a p2m.
 fn drop_p2m(caps: &Capabilities, root: Mfn) {
-    let kind = if caps.ept.invept_single { SINGLE_CONTEXT } else { ALL_CONTEXTS };
-    let descriptor = [Capabilities::ept_pointer(root), 0];
-    let failed: u8;
-    // SAFETY: VMX operation is on; dropping translations is always sound.
-    unsafe {
-        asm!(
-            "invept {}, xmmword ptr [{}]", "setna {}",
-            in(reg) kind, in(reg) &raw const descriptor, lateout(reg_byte) failed, options(nostack)
-        );
-    }
-    assert!(failed == 0, "INVEPT failed");
+    invalidate!("invept", caps.ept.invept_single, Capabilities::ept_pointer(root));
 }
 
 /// Drops everything that carries a tag.
 fn drop_tag(caps: &Capabilities, tag: u16) {
-    let kind = if caps.ept.invvpid_single { SINGLE_CONTEXT } else { ALL_CONTEXTS };
-    let descriptor = [u64::from(tag), 0];
-    let failed: u8;
-    // SAFETY: VMX operation is on; dropping translations is always sound.
-    unsafe {
-        asm!(
-            "invvpid {}, xmmword ptr [{}]", "setna {}",
-            in(reg) kind, in(reg) &raw const descriptor, lateout(reg_byte) failed, options(nostack)
-        );
-    }
-    assert!(failed == 0, "INVVPID failed");
+    invalidate!("invvpid", caps.ept.invvpid_single, u64::from(tag));
 }
