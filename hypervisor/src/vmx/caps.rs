@@ -86,7 +86,7 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Proc2: u32 {
         /// Extended page tables.
-        const EPT = 1 << 1;
+        const EXTENDED_PAGE_TABLES = 1 << 1;
         /// RDTSCP works in the guest.
         const RDTSCP = 1 << 3;
         /// Translations are tagged by vCPU owner.
@@ -102,7 +102,7 @@ bitflags! {
         /// XSAVES and XRSTORS work in the guest.
         const XSAVES = 1 << 20;
         /// What must be there.
-        const REQUIRED = Self::EPT.bits() | Self::UNRESTRICTED_GUEST.bits();
+        const REQUIRED = Self::EXTENDED_PAGE_TABLES.bits() | Self::UNRESTRICTED_GUEST.bits();
         /// What is used where it is there.
         const OPTIONAL = Self::RDTSCP.bits() | Self::VPID.bits() | Self::WBINVD_EXIT.bits() | Self::INVPCID.bits()
             | Self::XSAVES.bits() | Self::PAUSE_LOOP_EXIT.bits();
@@ -170,7 +170,7 @@ impl CapabilityMsrs {
         let proc = rdmsr(0x482 + step);
         let allowed = |msr: u64, bit: u32| high_u32(msr) & bit != 0;
         let proc2 = if allowed(proc, Proc::SECONDARY_CONTROLS.bits()) { rdmsr(0x48b) } else { 0 };
-        let has_ept_vpid = allowed(proc2, Proc2::EPT.union(Proc2::VPID).bits());
+        let has_ept_vpid = allowed(proc2, Proc2::EXTENDED_PAGE_TABLES.union(Proc2::VPID).bits());
         Self {
             basic,
             pin: rdmsr(0x481 + step),
@@ -435,7 +435,10 @@ pub(crate) mod tests {
         for (name, msrs, xsaves) in machines {
             let caps = Capabilities::negotiate(&msrs).unwrap_or_else(|why| panic!("{name}: {why}"));
             let controls = caps.controls;
-            assert!(controls.proc2.contains(Proc2::EPT | Proc2::UNRESTRICTED_GUEST | Proc2::VPID), "{name}");
+            assert!(
+                controls.proc2.contains(Proc2::EXTENDED_PAGE_TABLES | Proc2::UNRESTRICTED_GUEST | Proc2::VPID),
+                "{name}"
+            );
             assert_eq!(controls.proc2.contains(Proc2::XSAVES), xsaves, "{name}");
             for (value, msr) in [
                 (controls.pin.bits(), msrs.pin),
@@ -458,7 +461,7 @@ pub(crate) mod tests {
         let without = |bit: Proc2| Capabilities::negotiate(&bochs(HASWELL & !bit.bits()));
         let missing = |caps: Result<Capabilities, NoVmx>| caps.unwrap_err().to_string();
         assert_eq!(missing(without(Proc2::UNRESTRICTED_GUEST)), "this CPU's VT-x has no unrestricted guest");
-        assert_eq!(missing(without(Proc2::EPT)), "this CPU's VT-x has no ept");
+        assert_eq!(missing(without(Proc2::EXTENDED_PAGE_TABLES)), "this CPU's VT-x has no extended page tables");
         let no_secondary = CapabilityMsrs { proc: cap(0x0400_6172, 0x77f9_fffe), ..bochs(HASWELL) };
         assert!(missing(Capabilities::negotiate(&no_secondary)).ends_with("no secondary controls"));
         let no_efer = CapabilityMsrs { entry: cap(0x11fb, 0x7fff), ..bochs(HASWELL) };
