@@ -23,7 +23,7 @@ use super::Domain;
 use crate::frame::Usage;
 use crate::grant;
 use crate::hypervisor::Hypervisor;
-use crate::p2m::FlushSite;
+use crate::p2m::{FlushSite, UnmappedBatch};
 use crate::progress::Progress;
 use crate::vcpu::Vcpu;
 
@@ -52,12 +52,13 @@ pub(crate) fn step(hv: &Hypervisor, domain: &Domain) -> Progress {
 /// Removes what is left in the p2m.
 fn drain(hv: &Hypervisor, domain: &Domain) -> Progress {
     let from = Gfn::new(domain.drained_to.load(Ordering::Relaxed));
-    let (batch, next) = {
+    let mut batch = UnmappedBatch::new();
+    let next = {
         let mut p2m = domain.p2m.lock();
         p2m.close();
-        p2m.drain(from)
+        p2m.drain(from, &mut batch)
     };
-    batch.flush(&domain.tlb, hv.machine, FlushSite::Teardown);
+    batch.flush_in_place(&domain.tlb, hv.machine, FlushSite::Teardown);
     match next {
         Some(gfn) => {
             domain.drained_to.store(gfn.raw(), Ordering::Relaxed);

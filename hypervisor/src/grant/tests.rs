@@ -145,7 +145,8 @@ impl Dom {
         while map::unmap_all(self.party(), world) == Progress::Again {}
         let mut from = Some(Gfn::new(0));
         while let Some(at) = from {
-            let (batch, next) = self.p2m.p2m.lock().drain(at);
+            let mut batch = UnmappedBatch::new();
+            let next = self.p2m.p2m.lock().drain(at, &mut batch);
             batch.flush(&self.p2m.tlb, &NoTlb, FlushSite::Teardown);
             from = next;
         }

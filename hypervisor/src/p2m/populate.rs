@@ -86,28 +86,24 @@ impl P2m {
         }
     }
 
-    /// Removes mappings of a domain that is being destroyed, from `from` on and one batch at a
-    /// time. The caller flushes the batch after it has dropped the lock, and continues at the
+    /// Removes mappings of a domain that is being destroyed, from `from` on and as many as fit in an empty
+    /// batch. The caller flushes the batch after it has dropped the lock, and continues at the
     /// returned frame until that is `None`.
-    pub fn drain(&mut self, from: Gfn) -> (UnmappedBatch, Option<Gfn>) {
-        let mut batch = UnmappedBatch::new();
+    pub fn drain(&mut self, from: Gfn, batch: &mut UnmappedBatch) -> Option<Gfn> {
         let (mut at, mut frames) = (from, 0);
         for _ in 0..DRAIN_BATCH {
             if frames >= DRAIN_FRAMES {
                 break;
             }
-            let Some((gfn, leaf)) = self.view.next_leaf(at) else { return (batch, None) };
+            let (gfn, leaf) = self.view.next_leaf(at)?;
             // A whole leaf is never split, so removing it cannot fail for lack of memory.
             let Ok(token) = self.unmap(gfn, leaf.order) else { unreachable!("{gfn:?} was just found mapped") };
             if let Err(token) = batch.push(token) {
                 drop(token);
             }
             frames += leaf.order.frames();
-            match gfn.checked_add(leaf.order.frames()) {
-                Some(next) => at = next,
-                None => return (batch, None),
-            }
+            at = gfn.checked_add(leaf.order.frames())?;
         }
-        (batch, Some(at))
+        Some(at)
     }
 }

@@ -229,7 +229,8 @@ impl World {
     fn destroy(mut self) {
         let mut at = Some(Gfn::new(0));
         while let Some(from) = at {
-            let (batch, next) = self.p2m.drain(from);
+            let mut batch = UnmappedBatch::new();
+            let next = self.p2m.drain(from, &mut batch);
             batch.flush(self.p2m.tlb(), &self.tlb, FlushSite::Teardown);
             at = next;
         }
@@ -351,7 +352,8 @@ fn use_site(world: &mut World, site: FlushSite) {
             world.p2m.populate(gfn, Order::PAGE, Backing::Free(Fill::Zeroed)).unwrap();
             world.tlb.access(&world.p2m, 1, gfn);
             if site == FlushSite::Teardown {
-                let (batch, _) = world.p2m.drain(Gfn::new(0));
+                let mut batch = UnmappedBatch::new();
+                let _ = world.p2m.drain(Gfn::new(0), &mut batch);
                 batch.flush(world.p2m.tlb(), &world.tlb, site);
                 return;
             }
