@@ -299,7 +299,9 @@ impl Toolstack {
         }
         if !waiting.is_empty() {
             progress.step("giving its clients' devices back to it");
-            Devices::open()?.serve_again(waiting)?;
+            for (device, error) in Devices::open()?.serve_again(waiting) {
+                progress.step(&format!("{device} has to be detached and attached again: {error}"));
+            }
         }
         let Built { console, store: ring, .. } = *built;
         record.state = State::Running { domain: domain.raw(), console, store: ring, ended: None };

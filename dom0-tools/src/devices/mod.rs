@@ -235,6 +235,20 @@ pub struct Waiting {
     values: Vec<(String, String)>,
 }
 
+impl Waiting {
+    fn give_back(&self, view: &mut View<'_>) -> Result<(), Error> {
+        let (guest, backend) = (self.guest.raw(), self.backend.raw());
+        let mut readable = vec![self.front.clone()];
+        while let Some(node) = readable.pop() {
+            view.set_perms(&node, &[format!("n{guest}"), format!("r{backend}")])?;
+            readable.extend(children(view, &node)?.into_iter().map(|name| format!("{node}/{name}")));
+        }
+        view.make(&self.back)?;
+        view.set_perms(&self.back, &[format!("n{backend}"), format!("r{guest}")])?;
+        self.values.iter().try_for_each(|(name, value)| view.write(&format!("{}/{name}", self.back), value))
+    }
+}
+
 /// The connection to the store, with what can be done to devices.
 #[derive(Debug)]
 pub struct Devices {
@@ -398,23 +412,14 @@ impl Devices {
     /// connected, and goes on with their rings: the fronts need not know of it. What the store let the old domain read of
     /// them it lets the new one read: rights end with their domain.
     ///
-    /// # Errors
-    /// The store does not answer.
-    pub fn serve_again(&mut self, waiting: &[Waiting]) -> Result<()> {
-        self.store.transaction(|view| {
-            for Waiting { guest, backend, front, back, values } in waiting {
-                let mut readable = vec![front.clone()];
-                while let Some(node) = readable.pop() {
-                    view.set_perms(&node, &[format!("n{}", guest.raw()), format!("r{}", backend.raw())])?;
-                    readable.extend(children(view, &node)?.into_iter().map(|name| format!("{node}/{name}")));
-                }
-                view.make(back)?;
-                view.set_perms(back, &[format!("n{}", backend.raw()), format!("r{}", guest.raw())])?;
-                values.iter().try_for_each(|(name, value)| view.write(&format!("{back}/{name}"), value))?;
-            }
-            Ok(())
-        })?;
-        Ok(())
+    /// Returns the devices for which that failed, with the reason: one whose guest writes to its nodes all the time, or has
+    /// gone meanwhile, does not keep the others from being served.
+    pub fn serve_again(&mut self, waiting: &[Waiting]) -> Vec<(String, Error)> {
+        let failed = |device: &Waiting| {
+            let result = self.store.transaction(|view| device.give_back(view));
+            result.err().map(|error| (device.front.clone(), error))
+        };
+        waiting.iter().filter_map(failed).collect()
     }
 
     /// Takes a device from a guest: asks for it, and with `force` takes it away if the guest does not let go of it soon.

@@ -437,7 +437,7 @@ isthmus create client.toml && isthmus console client --until 'is up with' --time
         "stats-of-devices-in-a-driver-domain",
         "isthmus stats client | grep -oE '(disk 51712|card vif.*).* (mapped .*)' | sed 's/ [1-9][0-9]*/ N/g'
          isthmus stats client --json | grep -E '\"(kind|backend|mapped)\"' | tr -d ' '",
-        Output::With(&["counts its requests; grants mapped N times, N now\n", "counts its packets; grants mapped N times, "]),
+        Output::With(&["counts its requests; grants mapped N times, N now together with disk N\n", "counts its packets; grants mapped N times, "]),
     ),
     within(
         400,
