@@ -106,6 +106,15 @@ fn send(uart: &mut Uart, bytes: &[u8]) {
 struct Line(ArrayVec<u8, 256>);
 
 impl Line {
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some((now, later)) = bytes.split_at_checked(self.0.remaining_capacity()) {
+            let _ = self.0.try_extend_from_slice(now);
+            self.flush();
+            bytes = later;
+        }
+        let _ = self.0.try_extend_from_slice(bytes);
+    }
+
     fn flush(&mut self) {
         write_raw(&self.0);
         self.0.clear();
@@ -114,12 +123,11 @@ impl Line {
 
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            let bytes: &[u8] = if byte == b'\n' { b"\r\n" } else { &[byte] };
-            if bytes.len() > self.0.remaining_capacity() {
-                self.flush();
+        for (at, part) in text.split('\n').enumerate() {
+            if at > 0 {
+                self.push(b"\r\n");
             }
-            let _ = self.0.try_extend_from_slice(bytes);
+            self.push(part.as_bytes());
         }
         Ok(())
     }
