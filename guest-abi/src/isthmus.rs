@@ -10,7 +10,7 @@
 use crate::wire_struct;
 
 /// The version of this interface. It changes whenever a structure does.
-pub const INTERFACE_VERSION: u32 = 1;
+pub const INTERFACE_VERSION: u32 = 2;
 
 /// Result: [`INTERFACE_VERSION`] of the hypervisor. For everybody.
 pub const ISTHMUS_VERSION: u32 = 0;
