@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use guest_abi::domctl::{
@@ -26,6 +26,9 @@ use crate::sys::privcmd::Privcmd;
 
 /// dom0's name.
 pub const DOM0_NAME: &str = "dom0";
+
+/// How long is waited for a domain that dies to give its number free.
+const LAST_BREATH: Duration = Duration::from_secs(10);
 
 /// The open hypervisor and the registry.
 #[derive(Debug)]
@@ -205,7 +208,7 @@ impl Toolstack {
         made
     }
 
-    /// Makes a guest that has ended anew: under another number, otherwise as it was.
+    /// Makes a guest that has ended anew: under another number unless others wait for what it served, otherwise as it was.
     ///
     /// # Errors
     /// As [`Toolstack::create`]; the guest is over then.
@@ -267,11 +270,21 @@ impl Toolstack {
         Ok(domain)
     }
 
-    /// The devices that wait for what the domain with this number served. None if the number is another's by now.
+    /// The devices that wait for what the domain with this number served. None if the number is another's by now; that
+    /// domain itself may still be dying, while others let go of its memory.
     fn waiting_for(&self, old: DomId, progress: &mut dyn Progress) -> Result<Vec<Waiting>> {
         let waiting = Devices::open()?.waiting_for(old)?;
-        if waiting.is_empty() || !self.privcmd.domains()?.iter().any(|info| info.domain == old.raw()) {
+        if waiting.is_empty() {
             return Ok(waiting);
+        }
+        let end = Instant::now() + LAST_BREATH;
+        loop {
+            let domains = self.privcmd.domains()?;
+            let Some(holder) = domains.iter().find(|info| info.domain == old.raw()) else { return Ok(waiting) };
+            if holder.flags & XEN_DOMINF_DYING == 0 || Instant::now() >= end {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
         progress.step("its old number is taken: its clients' devices have to be detached and attached again");
         Ok(Vec::new())

@@ -401,12 +401,13 @@ cat >x/etc/rc.d/50 <<'END'
 #!/bin/sh
 grep -q driver /proc/cmdline || exit 0
 truncate -s 16M /tmp/client.img; isthmus driver >/dev/hvc0 2>&1 &
+(until ip address add 192.168.77.1/24 dev isthmus0; do sleep 1; done) >/dev/null 2>&1 &
 END
 chmod +x x/t x/etc/rc.d/50; (cd x && find . | cpio -o -H newc 2>/dev/null) >extra
 cat extra /var/lib/isthmus/demo/initrd >initrd
 for name in driver client; do printf '%s\n' "name = '$name'" "kernel = '/var/lib/isthmus/demo/vmlinuz'" \
     "initrd = 'initrd'" "cmdline = 'console=hvc0 $name'" "memory = 160" >$name.toml; done
-truncate -s 32M drive.img; printf '%s\n' '[[disk]]' "source = '/tmp/drive.img'" >>driver.toml
+truncate -s 32M drive.img; printf '%s\n' 'on_crash = "restart"' '[[disk]]' "source = '/tmp/drive.img'" >>driver.toml
 printf '%s\n' '[[disk]]' "source = '/tmp/client.img'" "backend = 'driver'" '[[nic]]' "backend = 'driver'" \
     '[[disk]]' "source = '/dev/xvda'" "backend = 'driver'" >>client.toml
 isthmus create client.toml 2>&1
@@ -451,6 +452,19 @@ isthmus create client.toml && isthmus console client --until 'is up with' --time
                  G=driver g serves_network && g goes_on && g rests && g has_mixed 180 && g first_mix 180 && echo verified"
             ),
             Output::With(&["driver is domain", "same number\nverified\n"]),
+        ),
+    ),
+    within(
+        400,
+        prints(
+            "driver-domain-that-crashes-at-work-is-restarted-for-its-client",
+            with_guest!(
+                "export G=client; number() { isthmus info driver --json | grep '\"id\"'; }; old=$(number)
+                 g works && g mixes && sleep 2
+                 echo 'echo c >/proc/sysrq-trigger' | isthmus console driver --until 'Kernel panic' --timeout 60 >/dev/null
+                 g still_mixes && g goes_on 180 && g rests && g has_mixed 180 && [ \"$(number)\" = \"$old\" ] && echo verified"
+            ),
+            Output::Exactly("verified\n"),
         ),
     ),
     within(

@@ -42,7 +42,7 @@ works() {
     (while :; do nc $DOM0 5009 </dev/zero; sleep 0.1; done) >/dev/null 2>&1 & echo $! >>/tmp/pids
 }
 # A random mix that somebody's death falls into.
-mixes() { (isthmus selftest disk /dev/xvdb --operations 1500 --jobs 4 >/tmp/mixed 2>&1; echo "status $?" >/tmp/mixed-end) & }
+mixes() { rm -f /tmp/mixed-end; (isthmus selftest disk /dev/xvdb --operations 1500 --jobs 4 >/tmp/mixed 2>&1; echo "status $?" >/tmp/mixed-end) & }
 still_mixes() { ! [ -e /tmp/mixed-end ]; }
 has_mixed() { for i in $(seq 800); do [ -e /tmp/mixed-end ] && break; sleep 0.2; done; cat /tmp/mixed; grep -q 'status 0' /tmp/mixed-end; }
 under_way() { read -r reads writes </sys/block/xvda/inflight; [ "$reads" -gt 0 ] || { echo "$reads reads"; return 1; }; }
@@ -90,7 +90,8 @@ panics() {
 }
 
 # In a driver domain, and in its client.
-serves_network() { appears /sys/class/net/isthmus0 && ip address add $DOM0/24 dev isthmus0; }
+has_address() { ip address show dev isthmus0 | grep -q "$DOM0/"; }
+serves_network() { appears /sys/class/net/isthmus0 && { has_address || ip address add $DOM0/24 dev isthmus0 || has_address; }; }
 swallows() { hold; (while :; do nc -l -p 5009 <&9; done) >/dev/null 2>&1 & }
 takes() { hold; (nc -l -p 5000 <&9 >/tmp/taken; : >/tmp/end) >/dev/null 2>&1 & }
 has_taken() { appears /tmp/end && echo "sum $(sha256sum </tmp/taken)"; }
